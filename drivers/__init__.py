@@ -1,0 +1,1 @@
+"""The outside world: lines, loops, devices and their wire formats. Takes no decisions."""

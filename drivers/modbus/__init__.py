@@ -1,0 +1,1 @@
+"""Modbus TCP: framing, a strict server, a checked client, and typed points."""

@@ -1,0 +1,1 @@
+"""The processes of the appliance, one file each, and what they share."""

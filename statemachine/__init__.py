@@ -1,0 +1,1 @@
+"""The product's decisions, as tables. Pure: no I/O, no clock, no thread, no logging, no configuration files."""

@@ -1,0 +1,29 @@
+"""Which command is allowed in which state. The server refuses by it, the core obeys by it: one function, one answer."""
+
+from __future__ import annotations
+
+from .signals import Mode, Why
+from .states import State
+
+_FORBIDDING = {
+    State.INIT: Why.STARTING,
+    State.FAULT: Why.FAULT_LATCHED,
+    State.EMERGENCY_STOP: Why.EMERGENCY_STOP,
+    State.LOCKOUT: Why.LOCKOUT,
+}
+
+
+def refusal(mode: int, state: int, permit: int) -> Why:
+    """Why `mode` cannot be commanded now; NONE when it can. Mode OFF is always allowed.
+
+    `permit` is the core's answer to "why may the contactors not close" (Outputs.permit).
+    """
+    if mode == Mode.OFF:
+        return Why.NONE
+    if state in _FORBIDDING:
+        return _FORBIDDING[State(state)]
+    if mode == Mode.SERVICE:
+        return Why.NONE if state in (State.ISOLATED, State.SERVICE) else Why.NOT_ISOLATED
+    if state == State.SERVICE:
+        return Why.IN_SERVICE
+    return Why(permit) if state == State.ISOLATED else Why.NONE

@@ -1,0 +1,303 @@
+"""What goes into one scan and what comes out of it.
+
+Sign everywhere: + is discharge (export), - is charge, as SunSpec has it. A current *limit* has no sign.
+A number that crosses the border carries its unit in its name. `nan` means "not measured".
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from .settings import Settings
+from .states import State
+
+
+class Bms(NamedTuple):
+    """One complete poll of the battery, reduced to what the scan needs."""
+
+    poll: int  # complete polls since start; 0 = none yet
+    v_stamp_ms: float  # CLOCK_MONOTONIC, when rack_v was answered
+    rack_v: float  # mean of the parallel strings, V
+    rack_a: float  # sum of the strings, A, + is discharge
+    soc_pct: float  # energy-weighted over the strings
+    soc_max_pct: float  # highest string: drives the plating limit
+    soc_min_pct: float  # lowest string: ends a discharge
+    soh_pct: float  # lowest string
+    cell_v_max: float
+    cell_v_min: float
+    cell_v_avg: float
+    cell_v_max_at: int  # flat cell index: string-major, 0 based
+    cell_v_min_at: int
+    cell_c_max: float
+    cell_c_min: float
+    cell_c_max_at: int
+    cell_c_min_at: int
+    charge_max_a: float  # the BMS's own charge limit for the rack, >= 0
+    discharge_max_a: float
+    insulation_kohm: float
+    alarm_trip: int  # bits: the BMS trips by itself (level 2)
+    alarm_stop: int  # bits: we must stop (level 1)
+    alarm_warn: int  # bits: pre-alarm
+    cells_bad: int  # cells with a sentinel or an impossible value, kept out of the extremes
+    cells_balancing: int
+    strings_online: int
+    plausible: bool  # cell sum, extremes and string voltages agree with each other
+    identity_ok: bool  # unit ids and device identity were verified
+
+
+class Pcs(NamedTuple):
+    """One poll of the power conversion system."""
+
+    poll: int
+    v_stamp_ms: float
+    dc_v: float  # DC terminal voltage, V
+    dc_a: float  # A, + is discharge
+    ac_w: float
+    ac_hz: float
+    state: int  # PcsState
+    fault_bits: int
+    charge_max_a: float
+    discharge_max_a: float
+    identity_ok: bool
+
+
+class PcsState(IntEnum):
+    OFF = 0
+    STANDBY = 1
+    RUN = 2
+    FAULT = 3
+
+
+class Mode(IntEnum):
+    """CmdMode: what the site controller wants. A level, not an edge."""
+
+    OFF = 0
+    READY = 1
+    CHARGE = 2
+    DISCHARGE = 3
+    GRID = 4
+    SERVICE = 5
+
+
+class LossPolicy(IntEnum):
+    """What follows a lost site-controller heartbeat, after the ramp to zero."""
+
+    STANDBY = 0  # 0 A, contactors stay closed
+    HOLD = 1  # keep the command, local limits only
+    ISOLATE = 2  # open the contactors
+
+
+class Command(NamedTuple):
+    """The site controller's wishes, as the server accepted them (whole or not at all)."""
+
+    seq: int  # CmdSeq; a new number makes a new command
+    mode: int  # Mode
+    w: float  # GRID set-point and cap of DISCHARGE, W, + is discharge
+    c_rate: float  # CmdRamp: the commanded charge or discharge rate, C on rated capacity
+    target_soc_pct: float
+    heartbeat: int  # the last heartbeat value written by the site controller
+    heartbeat_armed: bool  # set by the first heartbeat written, or by configuration
+    heartbeat_timeout_s: float
+    loss_policy: int  # LossPolicy
+    ack_count: int  # grows by one with each accepted AckFaults
+    wset_version: int  # grows by one with each accepted write to the 704 WSet group
+    wset_enabled: bool
+    wset_w: float
+    wset_revert_w: float
+    wset_revert_enabled: bool
+    wset_revert_s: float  # 0 = no timer
+    config_error: bool  # the last configuration read was refused
+
+
+class Guard(NamedTuple):
+    """What the second channel says of itself."""
+
+    armed: bool  # safe-enable is on
+    trip: int  # GuardTrip that dropped it last
+    kill_ok: bool
+    tamper_ok: bool
+    resets: int  # accepted presses of the physical reset since start
+
+
+class GuardTrip(IntEnum):
+    NONE = 0
+    KILL_SWITCH = 1
+    TAMPER = 2
+    HEARTBEAT_LATE = 3
+    CONTROLLER_RESTARTED = 4
+    START = 5  # not armed yet
+
+
+class Lines(NamedTuple):
+    """The terminals of the board, read once at the start of the scan. True is the healthy level."""
+
+    kill_ok: bool
+    tamper_ok: bool
+    reset_pressed: bool
+    insulation_ok: bool  # relay of the insulation monitor
+    interlocks: int  # bit n-1 set = interlock n closed (24 V present); n = 1..8
+    fb_neg: bool  # auxiliary contact: main contactor negative is closed
+    fb_pos: bool
+    fb_pre: bool
+    loops_ma: tuple[float, ...]  # 4-20 mA thermal loops 1..8
+    loops_age_ms: float
+
+
+class Inputs(NamedTuple):
+    """One scan's inputs. A section never received is None; its age then has no meaning."""
+
+    lines: Lines
+    bms: Bms | None
+    bms_age_ms: float
+    pcs: Pcs | None
+    pcs_age_ms: float
+    command: Command | None
+    command_age_ms: float
+    guard: Guard | None
+    guard_age_ms: float
+    settings: Settings | None  # latest valid configuration, None before the first
+    overruns_in_row: int  # late scans in a row, as the controller counted
+    restarted: bool  # the controller found a predecessor that did not stop in order
+
+
+class Result(IntEnum):
+    """AckResult."""
+
+    NONE = 0
+    ACCEPTED = 1
+    REJECTED = 2
+
+
+class Why(IntEnum):
+    """AckWhy: why a write was refused or a command is not followed. Numbers never change."""
+
+    NONE = 0
+    SEQ_NOT_NEW = 1  # a command must carry a CmdSeq that was not used before the last trip or restart
+    FAULT_LATCHED = 2
+    EMERGENCY_STOP = 3
+    LOCKOUT = 4
+    IN_SERVICE = 5  # leave SERVICE first (mode off)
+    NOT_ISOLATED = 6  # SERVICE only from ISOLATED
+    NO_DATA = 7  # BMS or PCS data missing, stale or implausible
+    INTERLOCK_OPEN = 8
+    GUARD_NOT_ARMED = 9
+    NO_CONFIGURATION = 10
+    STARTING = 11
+    OUT_OF_RANGE = 12
+    READ_ONLY = 13
+    HALF_POINT = 14  # half of a 32-bit point
+    UNDEFINED_VALUE = 15  # enum value or sentinel
+    CAUSE_ACTIVE = 16  # acknowledge refused: the cause is still there
+    HEARTBEAT_LOST = 17
+    LOCAL = 18
+    CONTACTORS_CLOSED = 19
+    NO_SUCH_REGISTER = 20
+
+
+class Outputs(NamedTuple):
+    """One scan's outputs."""
+
+    state: State
+    coil_neg: bool
+    coil_pos: bool
+    coil_pre: bool
+    setpoint_a: float  # DC current demanded of the PCS, + is discharge
+    pcs_run: bool
+    charge_limit_a: float
+    discharge_limit_a: float
+    charge_reason: int  # LimitReason
+    discharge_reason: int
+    demand_w: float  # setpoint_a * rack voltage
+    faults_active: int  # bit = Fault.bit
+    faults_latched: int
+    led_codes: tuple[int, int, int, int, int]  # RUN, CHARGE, COMM, FAULT, KILL
+    led_levels: tuple[bool, bool, bool, bool, bool]
+    ack_seq: int
+    ack_result: int  # Result
+    ack_why: int  # Why
+    permit: int  # Why that forbids closing now, NONE = allowed
+    status_bits: int  # StatusBit
+    wset_active_w: float  # nan when no WSet is in force
+    wset_remaining_s: float
+    wset_reverted: int  # wset_version whose timer has run out
+    dv_v: float  # PCS minus BMS terminal voltage after calibration, nan before
+    precharge_tries: int
+    interlocks: int  # InterlockBit
+    settings_revision: int
+    events: tuple[tuple[int, int, int], ...]  # (EventKind, a, b), this scan's
+
+
+class EventKind(IntEnum):
+    STATE = 1  # a = from, b = to
+    FAULT_ON = 2  # a = fault bit
+    FAULT_OFF = 3
+    FAULT_ACK = 4
+    COMMAND = 5  # a = seq, b = Why (0 = accepted)
+    COILS = 6  # a = bits neg, pos, pre
+    LIMIT = 7  # a = charge LimitReason
+    SETTINGS = 8  # a = revision, b = 1 when a widening waits for open contactors
+    PRECHARGE = 9  # a = try, b = 1 verified, 0 failed
+    REVERT = 10  # a = wset_version
+    DV_ZERO = 11  # a = offset in mV
+
+
+class StatusBit(IntEnum):
+    """StatusBits register, bit numbers."""
+
+    NO_REALTIME = 0  # SCHED_FIFO refused
+    NO_MEMLOCK = 1  # mlockall refused
+    CONFIG_REFUSED = 2  # the last configuration read was invalid; the one before is in force
+    CONFIG_PENDING = 3  # a widening waits until the contactors are open
+    BMS_STALE = 4
+    PCS_STALE = 5
+    HEARTBEAT_ARMED = 6
+    HEARTBEAT_LOST = 7
+    DV_CALIBRATED = 8
+    SERVER_STALE = 9
+    BENCH = 10  # the I/O board is the bench, not hardware
+
+
+class InterlockBit(IntEnum):
+    """Interlocks register, bit numbers; 0..7 are interlocks 1..8. Set = closed, healthy or pressed as the name says."""
+
+    INTERLOCK_1 = 0
+    INTERLOCK_2 = 1
+    INTERLOCK_3 = 2
+    INTERLOCK_4 = 3  # the manual's 24 V signal on digital input 4
+    INTERLOCK_5 = 4
+    INTERLOCK_6 = 5
+    INTERLOCK_7 = 6
+    INTERLOCK_8 = 7
+    KILL_OK = 8
+    TAMPER_OK = 9
+    INSULATION_OK = 10
+    FEEDBACK_NEG = 11
+    FEEDBACK_POS = 12
+    FEEDBACK_PRE = 13
+    RESET_PRESSED = 14
+    GUARD_ARMED = 15
+
+
+class LimitReason(IntEnum):
+    """LimReason: the name of the limit that bites. Numbers never change."""
+
+    NONE = 0
+    COMMAND = 1  # the commanded C-rate or power
+    BMS = 2  # the BMS's own limit
+    PCS = 3  # the PCS's rating or own limit
+    SITE = 4  # limits.conf
+    STEP = 5  # step-charge from 70 % SoC
+    PLATING = 6  # plating ceiling by SoC
+    COLD = 7  # coldest cell
+    HEALTH = 8  # SoH
+    HOT = 9  # hottest cell
+    VOLTAGE = 10  # voltage loop on the highest (discharge: lowest) cell
+    LOW_CELL = 11  # recovery of a deeply discharged cell
+    BALANCE = 12  # top balancing
+    RAMP = 13  # the limit is still rising
+    REVERSION = 14  # the set-point's timer ran out
+    LOOP = 15  # a thermal loop is hot, broken or stale
+    SOC = 16  # SoC window
+    NO_DATA = 17  # an input is missing or stale
+    STATE = 18  # contactors are not closed
