@@ -127,6 +127,7 @@ class SectionFile:
         return self._writers[name]
 
     def close(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # the mapping holds a duplicate of the descriptor
         os.close(self._fd)
 
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic_ns, time_ns
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
 from drivers.section import SectionFile, SectionReader, SectionWriter
 from statemachine.signals import Bms, Command, Guard, Pcs
@@ -108,16 +108,16 @@ class Links(NamedTuple):
     pcs_up: bool
 
 
-_CODES = {"int": "q", "float": "d", "bool": "?"}
+_CODES: dict[type, str] = {int: "q", float: "d", bool: "?"}
 
 
 class Codec(Generic[T]):
     """Packs a NamedTuple of int, float and bool into a native struct, and back."""
 
     def __init__(self, kind: type[T]) -> None:
-        annotations: dict[str, str] = kind.__annotations__
-        assert set(annotations.values()) <= set(_CODES), kind
-        self._struct = struct.Struct("=" + "".join(_CODES[a] for a in annotations.values()))
+        hints = get_type_hints(kind)
+        assert set(hints.values()) <= set(_CODES), kind
+        self._struct = struct.Struct("=" + "".join(_CODES[hint] for hint in hints.values()))
         self._kind = kind
         self.pack = self._struct.pack
         self.size = self._struct.size

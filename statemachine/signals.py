@@ -93,7 +93,7 @@ class Command(NamedTuple):
 
     seq: int  # CmdSeq; a new number makes a new command
     mode: int  # Mode
-    w: float  # GRID set-point and cap of DISCHARGE, W, + is discharge
+    w: float  # GRID set-point, W, + is discharge
     c_rate: float  # CmdRamp: the commanded charge or discharge rate, C on rated capacity
     target_soc_pct: float
     heartbeat: int  # the last heartbeat value written by the site controller
@@ -127,6 +127,7 @@ class GuardTrip(IntEnum):
     HEARTBEAT_LATE = 3
     CONTROLLER_RESTARTED = 4
     START = 5  # not armed yet
+    GUARD_RESTARTED = 6
 
 
 class Lines(NamedTuple):
@@ -193,6 +194,7 @@ class Why(IntEnum):
     LOCAL = 18
     CONTACTORS_CLOSED = 19
     NO_SUCH_REGISTER = 20
+    BMS_ALARM = 21  # the BMS has a stop or trip alarm
 
 
 class Outputs(NamedTuple):
@@ -235,11 +237,11 @@ class EventKind(IntEnum):
     FAULT_ACK = 4
     COMMAND = 5  # a = seq, b = Why (0 = accepted)
     COILS = 6  # a = bits neg, pos, pre
-    LIMIT = 7  # a = charge LimitReason
-    SETTINGS = 8  # a = revision, b = 1 when a widening waits for open contactors
-    PRECHARGE = 9  # a = try, b = 1 verified, 0 failed
-    REVERT = 10  # a = wset_version
-    DV_ZERO = 11  # a = offset in mV
+    SETTINGS = 7  # a = revision, b = 1 when a widening waits for open contactors
+    PRECHARGE = 8  # a = try, b = 1 verified, 0 failed
+    REVERT = 9  # a = wset_version
+    DV_ZERO = 10  # a = offset in mV
+    HEARTBEAT = 11  # a = 0 lost, 1 back
 
 
 class StatusBit(IntEnum):

@@ -87,8 +87,8 @@ def to_csv(points: Iterable[Point]) -> str:
     """The map as integrators and outside checks read it: `value = raw * scale`, PDU addresses."""
     lines = [CSV_HEADER]
     for p in points:
-        low = "" if p.low is None else f"{p.low:g}"
-        high = "" if p.high is None else f"{p.high:g}"
+        low = "" if p.low is None else f"{p.low:.10g}"
+        high = "" if p.high is None else f"{p.high:.10g}"
         doc = p.doc
         if p.values is not None:
             doc += " (" + " ".join(f"{v.value}={v.name}" for v in p.values) + ")"

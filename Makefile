@@ -1,0 +1,67 @@
+# Battery-storage edge appliance. `make` alone lists the targets.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.ready
+MAKEFLAGS += --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test lint format docs check-docs bench lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '%-18s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP)  ## the virtual environment in .venv; every other target does it by itself
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "setup: no $(PYTHON) found; install Python 3.11 or newer" \
+		"(Debian: apt install python3 python3-venv) or name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: $$($(PYTHON) --version) is too old;" \
+		"3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: $(PYTHON) has no venv and ensurepip modules;" \
+		"install them (Debian: apt install python3-venv)"; exit 1; }
+	@echo "setup: installing into $(VENV) (once; needs the network)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock || { echo "setup: the packages of" \
+		"requirements-dev.lock could not be installed; see the message of pip above (no network? a proxy?)"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(STAMP)  ## bench and appliance; a scripted site controller charges the rack (HEADLESS=1: without it and the panel)
+	@exec $(BIN)/python -m firmware.runner $(if $(filter-out 0,$(HEADLESS)),--headless)
+
+demo: $(STAMP)  ## one judged charge cycle at bench speed 120; log, CSV and plot in build/demo
+	@exec $(BIN)/python -m firmware.demo
+
+test: $(STAMP) lint check-docs  ## everything that must hold: lint, types, tests, generated documents
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "lint: files above are not formatted; run make format"; exit 1; }
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## rewrites the sources in the agreed format
+	@$(BIN)/ruff format .
+
+docs: $(STAMP)  ## writes the documents that are made from tables
+	@$(BIN)/python -m firmware.docgen
+
+check-docs: $(STAMP)  ## fails when a generated document differs from its table
+	@$(BIN)/python -m firmware.docgen --check
+
+bench: $(STAMP)  ## measures latencies and throughput against yardsticks; prints ratios
+	@exec $(BIN)/python -m tests.bench
+
+lock: $(STAMP)  ## renews the lock files from pyproject.toml
+	@$(BIN)/python -m pip install --quiet pip-tools
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-index-url \
+		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-index-url \
+		--no-emit-trusted-host --extra dev --output-file requirements-dev.lock pyproject.toml
+
+clean:  ## removes build/, caches and the virtual environment
+	@rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

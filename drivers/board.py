@@ -1,0 +1,93 @@
+"""The I/O board: named digital lines and 4-20 mA loops, the same for every process and every kind of board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from gpiozero import InputDevice, OutputDevice
+
+Role = Literal["controller", "guard"]
+Loops = tuple[tuple[float, ...], int]
+
+
+class Line(NamedTuple):
+    """A digital line. Outputs belong to one process; inputs are read by all."""
+
+    name: str
+    number: int
+    role: Role | None = None  # who drives it; None = input
+    edges: bool = False  # its edges are reported to the guard
+
+
+_INPUTS = (
+    "kill_switch", "tamper", "reset_button", *(f"interlock_{n}" for n in range(1, 9)), "fb_neg", "fb_pos", "fb_pre",
+    "insulation",
+)  # fmt: skip
+_CONTROLLER = ("coil_neg", "coil_pos", "coil_pre", "led_run", "led_charge", "led_comm", "led_fault", "led_kill")
+_GUARD = ("safe_enable", "alive")
+
+INPUTS: tuple[Line, ...] = tuple(Line(name, number, edges=number < 3) for number, name in enumerate(_INPUTS))
+OUTPUTS: tuple[Line, ...] = (
+    *(Line(name, 16 + at, "controller") for at, name in enumerate(_CONTROLLER)),
+    *(Line(name, 24 + at, "guard") for at, name in enumerate(_GUARD)),
+)
+LINES: dict[str, Line] = {line.name: line for line in (*INPUTS, *OUTPUTS)}
+"""Level 1 is the healthy, closed circuit of kill_switch, tamper, interlock_n and insulation, the pressed reset_button,
+the closed contactor of fb_*, and the energised output."""
+
+
+class BoardError(OSError):
+    """The board cannot be opened; the message says what was looked for and what to do."""
+
+
+class Edge(NamedTuple):
+    """A level change of an input as the board saw it."""
+
+    line: str
+    level: int
+    stamp_ns: int  # CLOCK_MONOTONIC
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What `open_board` gives. `inputs[name].value` and `outputs[name].value = level` take about a microsecond.
+
+    `loops()` gives the eight loop currents in mA and the monotonic ns of their sampling. For the guard `edge_fd`
+    becomes readable when `edges()` has something; for other roles it is -1.
+    """
+
+    inputs: Mapping[str, Any]  # gpiozero.InputDevice
+    outputs: Mapping[str, Any]  # gpiozero.OutputDevice, those of the role
+    loops: Callable[[], Loops]
+    edges: Callable[[], list[Edge]]
+    edge_fd: int
+    is_bench: bool
+    close_terminals: Callable[[], None]
+
+    def close(self) -> None:
+        """Gives the lines back. Outputs keep their last level, as those of a character device do."""
+        for device in (*self.inputs.values(), *self.outputs.values()):
+            device.close()
+        self.close_terminals()
+
+
+def open_board(role: Role, directory: Path, timeout_s: float = 10.0) -> Board:
+    """The bench's board in `directory`, all outputs of `role` at 0.
+
+    Waits up to `timeout_s` for the bench to run; raises BoardError when it does not.
+    """
+    from drivers.bench.pins import BenchFactory  # not loaded where there is hardware
+
+    factory = BenchFactory(role, directory, timeout_s)
+    return Board(
+        inputs={i.name: InputDevice(i.name, pull_up=None, active_state=True, pin_factory=factory) for i in INPUTS},
+        outputs={o.name: OutputDevice(o.name, pin_factory=factory) for o in OUTPUTS if o.role == role},
+        loops=factory.loops,
+        edges=factory.edges,
+        edge_fd=factory.edge_fd,
+        is_bench=True,
+        close_terminals=factory.close,
+    )

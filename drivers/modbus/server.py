@@ -1,0 +1,349 @@
+"""A strict Modbus TCP server: every request is answered in order, or the connection is closed. Nothing in between.
+
+FC 3 and 4 (the same map), 6, 16, 23 (writes before it reads) and 43/14; MODBUS Application Protocol V1.1b3. `Session`
+is the whole protocol without I/O; `serve` puts it on asyncio with bounds on connections, time and memory. Bad frames
+are counted, not logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from .adu import AduReader, FramingError, frame
+
+_log = logging.getLogger(__name__)
+
+ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, BUSY, NO_SUCH_UNIT = 1, 2, 3, 4, 6, 11
+
+_READ = struct.Struct(">BHH")
+_READ_ANSWER = struct.Struct(">HHHBBB")
+_WRITE_HEAD = struct.Struct(">BHHB")
+_READ_WRITE_HEAD = struct.Struct(">BHHHHB")
+_RECEIVE_BYTES = 1024  # one turn serves at most this much of one client
+_SWEEP_S = 0.1
+
+
+class ModbusError(Exception):
+    """A request is refused with exception `code`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"Modbus exception {code:02}")
+        self.code = code
+
+
+class Device(Protocol):
+    """What is served. Methods are called from the event loop and must not block."""
+
+    def serves(self, unit: int) -> bool: ...
+
+    def read(self, unit: int, address: int, count: int) -> bytes:
+        """`count` registers (1..125, never past 65535), big-endian. Raises ModbusError."""
+
+    def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
+        """Applies the whole block or nothing. Raises ModbusError."""
+
+    def identity(self, unit: int) -> Mapping[int, bytes]:
+        """FC43/14 objects 0..6."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since start."""
+
+    accepted: int = 0
+    refused: int = 0  # connections above the limit
+    framing_errors: int = 0  # connections closed for bytes that are not Modbus TCP
+    timed_out: int = 0  # connections closed for idling, half an ADU, or not reading
+    device_failures: int = 0  # exceptions of the device that are not ModbusError
+
+
+class Session:
+    """One connection's protocol: request bytes in, answer bytes out."""
+
+    def __init__(self, device: Device, peer: str, counters: Counters, failed: Callable[[Exception], None]) -> None:
+        self._device, self._peer, self._counters, self._failed = device, peer, counters, failed
+        self._reader = AduReader()
+        self._actions = {6: self._write_one, 16: self._write_many, 23: self._read_write, 43: self._identify}
+
+    @property
+    def pending(self) -> bool:
+        """Part of a request is held."""
+        return self._reader.pending
+
+    def receive(self, data: bytes) -> tuple[bytes, bool]:
+        """All answers to the requests that `data` completes, and whether the connection may live on."""
+        answers: list[bytes] = []
+        try:
+            for transaction, unit, pdu in self._reader.feed(data):
+                if len(pdu) == 5 and pdu[0] in (3, 4):
+                    answers.append(self._read(transaction, unit, pdu))
+                else:
+                    answers.append(frame(transaction, unit, self._answer(unit, pdu)))
+        except FramingError:
+            self._counters.framing_errors += 1
+            return b"".join(answers), False
+        return b"".join(answers), True
+
+    def _read(self, transaction: int, unit: int, pdu: bytes) -> bytes:
+        function, address, count = _READ.unpack(pdu)
+        try:
+            if not self._device.serves(unit):
+                raise ModbusError(NO_SUCH_UNIT)
+            data = self._registers(unit, address, count)
+        except Exception as error:
+            return frame(transaction, unit, self._refusal(function, error))
+        return _READ_ANSWER.pack(transaction, 0, 3 + 2 * count, unit, function, 2 * count) + data
+
+    def _answer(self, unit: int, pdu: bytes) -> bytes:
+        function = pdu[0]
+        try:
+            action = self._actions.get(function)
+            if action is None and function not in (3, 4):
+                raise ModbusError(ILLEGAL_FUNCTION)
+            if not self._device.serves(unit):
+                raise ModbusError(NO_SUCH_UNIT)
+            if action is None:
+                raise ModbusError(ILLEGAL_VALUE)
+            return action(unit, pdu)
+        except Exception as error:
+            return self._refusal(function, error)
+
+    def _refusal(self, function: int, error: Exception) -> bytes:
+        if isinstance(error, ModbusError):
+            return bytes((function | 0x80, error.code))
+        self._counters.device_failures += 1
+        self._failed(error)
+        return bytes((function | 0x80, DEVICE_FAILURE))
+
+    def _registers(self, unit: int, address: int, count: int) -> bytes:
+        if not 1 <= count <= 125:
+            raise ModbusError(ILLEGAL_VALUE)
+        if address + count > 0x10000:
+            raise ModbusError(ILLEGAL_ADDRESS)
+        return self._device.read(unit, address, count)
+
+    def _write(self, unit: int, address: int, data: bytes) -> None:
+        if address + len(data) // 2 > 0x10000:
+            raise ModbusError(ILLEGAL_ADDRESS)
+        self._device.write(unit, address, data, self._peer)
+
+    def _write_one(self, unit: int, pdu: bytes) -> bytes:
+        if len(pdu) != 5:
+            raise ModbusError(ILLEGAL_VALUE)
+        self._write(unit, int.from_bytes(pdu[1:3]), pdu[3:])
+        return pdu
+
+    def _write_many(self, unit: int, pdu: bytes) -> bytes:
+        _, address, count, size = _unpack(_WRITE_HEAD, pdu)
+        _check_block(count, size, len(pdu) - _WRITE_HEAD.size, 123)
+        self._write(unit, address, pdu[6:])
+        return pdu[:5]
+
+    def _read_write(self, unit: int, pdu: bytes) -> bytes:
+        _, address, count, write_address, write_count, size = _unpack(_READ_WRITE_HEAD, pdu)
+        _check_block(write_count, size, len(pdu) - _READ_WRITE_HEAD.size, 121)
+        self._registers(unit, address, count)  # a read that cannot be answered leaves the write undone
+        self._write(unit, write_address, pdu[10:])
+        return bytes((23, 2 * count)) + self._registers(unit, address, count)
+
+    def _identify(self, unit: int, pdu: bytes) -> bytes:
+        if len(pdu) >= 2 and pdu[1] != 0x0E:
+            raise ModbusError(ILLEGAL_FUNCTION)
+        if len(pdu) != 4 or not 1 <= pdu[2] <= 4:
+            raise ModbusError(ILLEGAL_VALUE)
+        return identification(self._device.identity(unit), pdu[2], pdu[3])
+
+
+def _unpack(head: struct.Struct, pdu: bytes) -> tuple[int, ...]:
+    if len(pdu) < head.size:
+        raise ModbusError(ILLEGAL_VALUE)
+    return head.unpack_from(pdu)
+
+
+def _check_block(count: int, size: int, held: int, most: int) -> None:
+    if not 1 <= count <= most or size != 2 * count or held != size:
+        raise ModbusError(ILLEGAL_VALUE)
+
+
+def identification(objects: Mapping[int, bytes], code: int, first: int) -> bytes:
+    """The answer PDU of FC43/14, conformity 0x82: code 1 basic, 2 regular, 3 as 2, 4 one object. V1.1b3, 6.21."""
+    if code == 4:
+        if first not in objects:
+            raise ModbusError(ILLEGAL_ADDRESS)
+        return bytes((43, 14, 4, 0x82, 0, 0, 1, first, len(objects[first]))) + objects[first]
+    wanted = sorted(i for i in objects if i <= (2 if code == 1 else 6))
+    if first in wanted:
+        wanted = wanted[wanted.index(first) :]
+    body, following = b"", 0
+    for done, number in enumerate(wanted):
+        if 7 + len(body) + 2 + len(objects[number]) > 253:
+            following, wanted = number, wanted[:done]
+            break
+        body += bytes((number, len(objects[number]))) + objects[number]
+    return bytes((43, 14, code, 0x82, 0xFF if following else 0, following, len(wanted))) + body
+
+
+class _Connection(asyncio.BufferedProtocol):
+    def __init__(self, server: StrictServer) -> None:
+        self._server = server
+        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
+        self._time = server.loop.time
+        self.heard = self._time()
+        self.half_since: float | None = None
+        self.stalled_since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if not self._server.admit(self):
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=self._server.write_buffer_bytes)
+        _keep_alive(transport.get_extra_info("socket"))
+        host, port = (transport.get_extra_info("peername") or ("gone", 0))[:2]
+        self._session = Session(
+            self._server.device, f"{host}:{port}", self._server.counters, self._server.device_failed
+        )
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        session = self._session
+        was_pending = session.pending
+        answers, alive = session.receive(bytes(self._view[:nbytes]))
+        self.heard = self._time()
+        if not session.pending:
+            self.half_since = None
+        elif answers or not was_pending:
+            self.half_since = self.heard
+        if answers:
+            self.transport.write(answers)
+        if not alive:
+            self._finish()
+
+    def eof_received(self) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        self.half_since = self._time()
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        self.stalled_since = self._time()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.stalled_since = None
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.forget(self)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+            sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
+
+
+class StrictServer:
+    """A listening server. Made by `serve`."""
+
+    def __init__(
+        self, device: Device, max_connections: int, idle_s: float, adu_deadline_s: float, stall_s: float, buffer: int
+    ) -> None:
+        self.device, self.write_buffer_bytes = device, buffer
+        self._max, self._idle_s, self._adu_deadline_s, self._stall_s = max_connections, idle_s, adu_deadline_s, stall_s
+        self.counters = Counters()
+        self.loop = asyncio.get_running_loop()
+        self._open: set[_Connection] = set()
+        self._listener: asyncio.Server | None = None
+        self._failure_logged = -1.0
+
+    async def listen(self, host: str, port: int) -> None:
+        self._listener = await self.loop.create_server(lambda: _Connection(self), host, port, backlog=64)
+        self._timer = self.loop.call_later(_SWEEP_S, self._sweep)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert self._listener is not None
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return len(self._open)
+
+    def close(self) -> None:
+        """Stops listening and drops every connection."""
+        if self._listener is not None:
+            self._listener.close()
+            self._timer.cancel()
+        for connection in self._open:
+            connection.transport.abort()
+
+    def admit(self, connection: _Connection) -> bool:
+        if len(self._open) >= self._max:
+            self.counters.refused += 1
+            return False
+        self.counters.accepted += 1
+        self._open.add(connection)
+        return True
+
+    def forget(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+
+    def device_failed(self, error: Exception) -> None:
+        """Logs a failure of the device, at most one a second."""
+        now = self.loop.time()
+        if now - self._failure_logged >= 1.0:
+            self._failure_logged = now
+            _log.error("device failed, answered with exception 04", exc_info=error)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for c in self._open:
+            half, stalled = c.half_since, c.stalled_since
+            if (
+                now - c.heard > self._idle_s
+                or (half is not None and now - half > self._adu_deadline_s)
+                or (stalled is not None and now - stalled > self._stall_s)
+            ):
+                self.counters.timed_out += 1
+                c.transport.abort()
+        self._timer = self.loop.call_later(_SWEEP_S, self._sweep)
+
+
+async def serve(
+    device: Device,
+    host: str,
+    port: int,
+    *,
+    max_connections: int = 16,
+    idle_s: float = 60.0,
+    adu_deadline_s: float = 1.0,
+    stall_s: float = 1.0,
+    write_buffer_bytes: int = 65_536,
+) -> StrictServer:
+    """Serves `device` on host:port (0 = any free port). Raises OSError when the port is in use.
+
+    A connection is closed above `max_connections`, after `idle_s` without a byte, `adu_deadline_s` after the first byte
+    of an ADU that stays incomplete, and after `stall_s` with more than `write_buffer_bytes` of answers not taken.
+    """
+    server = StrictServer(device, max_connections, idle_s, adu_deadline_s, stall_s, write_buffer_bytes)
+    await server.listen(host, port)
+    return server

@@ -1,0 +1,267 @@
+"""Register profiles: what another make of BMS or PCS needs is a data file, not code.
+
+A profile (`drivers/profiles/*.toml`, or any path) names the device's identity, its unit ids, and where each value is.
+`value = raw * scale * sign + offset`. The aggregator decodes with it, the bench serves the same registers with it.
+"""
+
+from __future__ import annotations
+
+import struct
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_REGISTERS = 125
+"""One read (MODBUS Application Protocol V1.1b3, 6.3)."""
+
+Type = Literal["uint16", "int16", "uint32", "int32", "raw16", "raw32"]
+WordOrder = Literal["high_first", "low_first"]
+
+
+class _Code(NamedTuple):
+    struct: struct.Struct
+    low: int
+    high: int
+    sentinel: int | None  # "not measured"
+
+
+_CODES: dict[str, _Code] = {
+    "uint16": _Code(struct.Struct(">H"), 0, 0xFFFE, 0xFFFF),
+    "int16": _Code(struct.Struct(">h"), -0x7FFF, 0x7FFF, -0x8000),
+    "uint32": _Code(struct.Struct(">I"), 0, 0xFFFFFFFE, 0xFFFFFFFF),
+    "int32": _Code(struct.Struct(">i"), -0x7FFFFFFF, 0x7FFFFFFF, -0x80000000),
+    "raw16": _Code(struct.Struct(">H"), 0, 0xFFFF, None),
+    "raw32": _Code(struct.Struct(">I"), 0, 0xFFFFFFFF, None),
+}
+
+REQUIRED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "bms": (
+        frozenset({"string_v", "string_a", "soc_pct", "soh_pct", "charge_limit_a", "discharge_limit_a"}),
+        frozenset({"cell_v", "cell_c", "balancing"}),
+    ),
+    "pcs": (
+        frozenset(
+            {"state", "fault_bits", "dc_v", "dc_a", "ac_w", "ac_hz", "charge_max_a", "discharge_max_a", "run"}
+            | {"setpoint_a"}
+        ),
+        frozenset(),
+    ),
+}
+"""Kind -> points and arrays that a profile must have. The others are optional."""
+
+
+class ProfileError(ValueError):
+    """A profile cannot be used; the message names file, entry, value and what is allowed."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ProfilePoint(_Table):
+    """One value. `raw16` and `raw32` are bit fields and counters: they have no "not measured" value."""
+
+    address: int = Field(ge=0, le=0xFFFF)
+    type: Type
+    scale: float = Field(default=1.0, gt=0.0)
+    offset: float = 0.0
+    sign: Literal[1, -1] = 1  # -1: the device counts charge as +
+    word_order: WordOrder | None = None  # None: the profile's
+    unit: str = ""
+    access: Literal["R", "RW"] = "R"
+
+    @property
+    def count(self) -> int:
+        """Registers."""
+        return _CODES[self.type].struct.size // 2
+
+    @property
+    def end(self) -> int:
+        """First address after the point."""
+        return self.address + self.count
+
+
+class ProfileArray(_Table):
+    """One value a cell in cell order; `bits` packs 16 cells a register, the first in bit 0."""
+
+    address: int = Field(ge=0, le=0xFFFF)
+    type: Literal["uint16", "int16", "bits"]
+    scale: float = Field(default=1.0, gt=0.0)
+    offset: float = 0.0
+    unit: str = ""
+    sentinels: list[int] = []  # raw values that mean "not measured", besides the type's own
+    max_cells: int = Field(gt=0, le=0xFFFF)
+
+    def registers(self, cells: int) -> int:
+        """Registers that `cells` cells take. Raises ProfileError when they do not fit the map."""
+        if not 0 < cells <= self.max_cells:
+            raise ProfileError(f"{cells} cells a string do not fit {self.address:#06x}: allowed 1..{self.max_cells}")
+        return -(-cells // 16) if self.type == "bits" else cells
+
+    def blocks(self, cells: int) -> tuple[tuple[int, int], ...]:
+        """(address, count) of the reads that fetch `cells` cells."""
+        end = self.address + self.registers(cells)
+        return tuple((at, min(MAX_REGISTERS, end - at)) for at in range(self.address, end, MAX_REGISTERS))
+
+    def decode(self, data: bytes) -> NDArray[np.float64]:
+        """Values of wire bytes; nan where the device says "not measured"."""
+        raw = np.frombuffer(data, ">u2" if self.type == "uint16" else ">i2")
+        values: NDArray[np.float64] = raw * self.scale + self.offset
+        values[np.isin(raw, [*self.sentinels, _CODES[self.type].sentinel or 0xFFFF])] = np.nan
+        return values
+
+    def decode_bits(self, data: bytes, cells: int) -> NDArray[np.bool_]:
+        """One bool a cell."""
+        low_byte_first = np.frombuffer(data, ">u2").astype("<u2").view(np.uint8)
+        return np.unpackbits(low_byte_first, bitorder="little")[:cells].astype(np.bool_)
+
+    def encode(self, values: NDArray[Any]) -> bytes:
+        """Wire bytes of one value a cell (bool for bits); out of range is clamped, nan is "not measured"."""
+        if self.type == "bits":
+            packed = np.packbits(np.asarray(values, np.bool_), bitorder="little")
+            return bytes(np.pad(packed, (0, len(packed) % 2)).view("<u2").astype(">u2").tobytes())
+        code = _CODES[self.type]
+        raw = np.clip(np.rint((np.asarray(values, np.float64) - self.offset) / self.scale), code.low, code.high)
+        whole = np.nan_to_num(raw, nan=float(code.sentinel or 0))
+        return bytes(whole.astype(">u2" if code.low == 0 else ">i2").tobytes())
+
+
+class Identity(_Table):
+    """Who must answer: FC43/14 objects 0 and 1, or a register with a known value for devices without FC43."""
+
+    vendor: str | None = None
+    product: str | None = None
+    address: int | None = Field(default=None, ge=0, le=0xFFFF)
+    value: int | None = Field(default=None, ge=0, le=0xFFFF)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Identity:
+        by_objects = self.vendor is not None and self.product is not None
+        by_register = self.address is not None and self.value is not None
+        if by_objects == by_register:
+            raise ValueError("give either vendor and product, or address and value")
+        return self
+
+
+class Heartbeats(_Table):
+    """Names of the points that beat; each may be left out."""
+
+    read: str | None = None  # the device's, we watch it
+    write: str | None = None  # ours, the device watches it
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One read or write request and the points in it."""
+
+    address: int
+    count: int
+    names: tuple[str, ...]
+
+
+class Profile(_Table):
+    """A device's map. Made by `load`."""
+
+    kind: Literal["bms", "pcs"]
+    description: str
+    first_unit: int = Field(default=1, ge=1, le=247)  # BMS: string n is unit first_unit + n
+    read_function: Literal[3, 4] = 3
+    word_order: WordOrder = "high_first"
+    max_gap: int = Field(default=0, ge=0, le=MAX_REGISTERS)  # unused registers that a read may bridge
+    identity: Identity
+    heartbeats: Heartbeats = Heartbeats()
+    points: Mapping[str, ProfilePoint]
+    arrays: Mapping[str, ProfileArray] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Profile:
+        points, arrays = REQUIRED[self.kind]
+        missing = sorted((points - self.points.keys()) | (arrays - self.arrays.keys()))
+        if missing:
+            raise ValueError(f"a {self.kind} profile also needs {', '.join(missing)}")
+        for beat in (self.heartbeats.read, self.heartbeats.write):
+            if beat is not None and beat not in self.points:
+                raise ValueError(f"heartbeat {beat!r} is not one of the points")
+        ordered = sorted(self.points.items(), key=lambda item: item[1].address)
+        for (name, point), (next_name, next_point) in pairwise(ordered):
+            if point.end > next_point.address:
+                raise ValueError(f"points {name} and {next_name} share register {next_point.address:#06x}")
+        return self
+
+    def unit(self, string: int) -> int:
+        """Unit id of string `string`, 0 based."""
+        return self.first_unit + string
+
+    def encode(self, name: str, value: float) -> bytes:
+        """Wire bytes of a point; out of the type's range is clamped, never wrapped, nan is "not measured"."""
+        point = self.points[name]
+        code = _CODES[point.type]
+        if value != value:
+            raw = code.sentinel or 0
+        else:
+            raw = min(code.high, max(code.low, round((value - point.offset) * point.sign / point.scale)))
+        return self._ordered(point, code.struct.pack(raw))
+
+    def decode(self, block: Block, data: bytes) -> dict[str, float]:
+        """The values in a block's bytes; nan for "not measured"."""
+        return {name: self._value(self.points[name], data, block.address) for name in block.names}
+
+    def blocks(self, names: Iterable[str], max_gap: int | None = None) -> tuple[Block, ...]:
+        """The requests that read these points: neighbours merged over at most `max_gap` registers, <= 125 each.
+
+        For a write `max_gap` is 0. Names the profile does not have are left out.
+        """
+        gap = self.max_gap if max_gap is None else max_gap
+        made: list[Block] = []
+        for name in sorted(self.points.keys() & set(names), key=lambda known: self.points[known].address):
+            point = self.points[name]
+            last = made[-1] if made else None
+            if last and point.address - last.address - last.count <= gap and point.end - last.address <= MAX_REGISTERS:
+                made[-1] = Block(last.address, point.end - last.address, (*last.names, name))
+            else:
+                made.append(Block(point.address, point.count, (name,)))
+        return tuple(made)
+
+    def _value(self, point: ProfilePoint, data: bytes, start: int) -> float:
+        code = _CODES[point.type]
+        at = 2 * (point.address - start)
+        raw: int = code.struct.unpack(self._ordered(point, data[at : at + code.struct.size]))[0]
+        if raw == code.sentinel:
+            return float("nan")
+        return raw * point.sign * point.scale + point.offset
+
+    def _ordered(self, point: ProfilePoint, wire: bytes) -> bytes:
+        low_first = (point.word_order or self.word_order) == "low_first"
+        return wire[2:] + wire[:2] if low_first else wire
+
+
+def load(name_or_path: str | Path) -> Profile:
+    """The shipped profile of that name, or the file at that path. Raises ProfileError."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = Path(__file__).parent / "profiles" / f"{name_or_path}.toml"
+    try:
+        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(p.stem for p in (Path(__file__).parent / "profiles").glob("*.toml")))
+        raise ProfileError(f"profile {path} does not exist; give a path ending in .toml or one of: {known}") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path}: {error}") from error
+    except ValidationError as error:
+        raise ProfileError("\n".join(_refusals(path, error))) from error
+
+
+def _refusals(path: Path, error: ValidationError) -> list[str]:
+    lines = []
+    for found in error.errors():
+        entry = ".".join(str(part) for part in found["loc"])
+        seen = f" = {found['input']!r}" if entry else ""
+        lines.append(": ".join(part for part in (f"profile {path}", entry + seen, found["msg"]) if part))
+    return lines

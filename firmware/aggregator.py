@@ -1,0 +1,609 @@
+"""The aggregator: polls the BMS and the PCS over Modbus TCP and publishes what they say, with its age.
+
+One thread a device with a blocking, checked client: half the processor time of asyncio at this load, and a device that
+hangs cannot delay the other. A section is published only after a complete poll of a device whose identity was verified;
+a device that is silent, lies or stands still shows as a section that ages. The stamp is the start of the poll.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from threading import Event, Lock, Thread
+from time import monotonic, monotonic_ns
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivers.modbus.client import ExceptionAnswer, Garbage, Link, LinkError, Timeout, WrongLength, WrongUnit
+from drivers.profile import Profile, ProfileArray, ProfileError, load
+from drivers.section import SectionError, SectionFile
+from firmware import image
+from firmware.config import ConfigError, config_directory, load_site
+from statemachine.signals import Bms, Pcs
+
+RECONNECT_S = 0.5
+"""Between two attempts to connect, always: a device that is back is read within a second."""
+CONTROL_TIMEOUT_MS = 200.0
+"""An older set-point is not passed on: the PCS is told 0 A and stop."""
+CONTROL_TICK_S = 0.004
+"""How often a changed set-point is looked for."""
+FROZEN_S = 2.0
+"""A heartbeat that stands still for longer makes the device's data worthless."""
+REMIND_S = 60.0
+"""A device that stays down is told again once in this time."""
+MAX_EVENTS_A_MINUTE = 20
+
+WIRE_V = ProfileArray(address=0, type="uint16", scale=0.001, unit="V", max_cells=0xFFFF)
+WIRE_C = ProfileArray(address=0, type="int16", scale=0.1, unit="degC", max_cells=0xFFFF)
+"""The `cells` section: mV and 0.1 degC, whatever the device's own scale."""
+
+_CELL_V_SANE = (0.5, 5.0)
+_CELL_C_SANE = (-40.0, 120.0)
+_WRITTEN = ("run", "setpoint_a", "charge_limit_a", "discharge_limit_a")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorSettings:
+    """What is polled, and how often."""
+
+    bms_host: str
+    bms_port: int
+    bms_profile: Profile
+    strings: int
+    cells_per_string: int
+    pcs_host: str
+    pcs_port: int
+    pcs_profile: Profile
+    bms_poll_ms: int = 100
+    pcs_poll_ms: int = 20
+    request_gap_ms: int = 0
+    request_timeout_ms: int = 300
+
+
+@dataclass(slots=True)
+class Tally:
+    """One link's half of `image.Links`, in its order; written by the link's thread only."""
+
+    polls: int = 0
+    timeouts: int = 0
+    wrong_unit: int = 0  # also a device that is not the one expected
+    wrong_length: int = 0
+    exceptions: int = 0
+    garbage: int = 0  # also a heartbeat that came to a stand
+    connects: int = 0
+    poll_us: int = 0
+    up: bool = False
+
+    def row(self) -> tuple[int, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+class WrongIdentity(WrongUnit):
+    """The unit answers, but it is another device."""
+
+
+_COUNTED: dict[type[LinkError], str] = {
+    Timeout: "timeouts",
+    WrongUnit: "wrong_unit",
+    WrongIdentity: "wrong_unit",
+    WrongLength: "wrong_length",
+    ExceptionAnswer: "exceptions",
+    Garbage: "garbage",
+}
+
+
+class Reports:
+    """Turns what happens on a link into few events: one a change, a reminder a minute, never more than 20 a minute."""
+
+    def __init__(self, tell: Tell, clock: Callable[[], float] = monotonic) -> None:
+        self._tell, self._clock = tell, clock
+        self._told: dict[str, float] = {}  # kind -> when, since the last change between up and down
+        self._sent: deque[float] = deque(maxlen=MAX_EVENTS_A_MINUTE)
+
+    def change(self, kind: str, text: str) -> None:
+        """The link came up or went down."""
+        self._told.clear()
+        self.trouble(kind, text)
+
+    def trouble(self, kind: str, text: str) -> None:
+        """The link is still down; told once for each kind of reason."""
+        now = self._clock()
+        if now - self._told.get(kind, -REMIND_S) < REMIND_S:
+            return
+        if len(self._sent) == MAX_EVENTS_A_MINUTE and now - self._sent[0] < REMIND_S:
+            return
+        self._told = dict.fromkeys(self._told, now) | {kind: now}
+        self._sent.append(now)
+        self._tell(text)
+
+
+class Heartbeat:
+    """Watches a counter that must move."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._moved_s = 0.0
+
+    def frozen(self, value: float, now_s: float) -> bool:
+        """True when `value` has not changed for more than `FROZEN_S`."""
+        if value != self._last:
+            self._last, self._moved_s = value, now_s
+        return now_s - self._moved_s > FROZEN_S
+
+
+def verify(link: Link, profile: Profile, unit: int) -> str:
+    """The device's name when it is the one the profile expects. Raises LinkError."""
+    expected = profile.identity
+    if expected.address is not None:
+        value = int.from_bytes(link.read(unit, expected.address, 1, profile.read_function))
+        seen, wanted = f"{value} in register {expected.address}", f"{expected.value} in register {expected.address}"
+    else:
+        objects = link.identity(unit)
+        seen = " ".join(objects.get(i, b"").rstrip(b"\0 ").decode("ascii", "replace") for i in (0, 1))
+        wanted = f"{expected.vendor} {expected.product}"
+    if seen != wanted:
+        raise WrongIdentity(f"{link.peer} unit {unit} is {seen}, not {wanted}")
+    return seen
+
+
+class Poller(Thread, ABC):
+    """Keeps one device polled on an absolute schedule; late polls are skipped, never caught up."""
+
+    def __init__(self, link: Link, profile: Profile, period_ms: int, tell: Tell, stop: Event) -> None:
+        super().__init__(name=link.peer, daemon=True)
+        self.link, self.profile, self.tally, self.stop = link, profile, Tally(), stop
+        self._period_s = period_ms / 1000.0
+        self._reports = Reports(tell)
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            attempt_s = monotonic()
+            try:
+                self.link.connect()
+                self.tally.connects += 1
+                self._poll_on(self.identify())
+            except LinkError as error:
+                self._failed(error)
+            self.link.close()
+            self.stop.wait(attempt_s + RECONNECT_S - monotonic())
+
+    @abstractmethod
+    def identify(self) -> str:
+        """Who answers, verified. Raises LinkError."""
+
+    @abstractmethod
+    def poll(self) -> bool:
+        """One complete poll, published. False when the device's heartbeat stands still. Raises LinkError."""
+
+    def idle(self, until_s: float) -> None:
+        """Waits for the next poll."""
+        self.stop.wait(until_s - monotonic())
+
+    def finish(self) -> None:
+        """The last words to a connected device at an orderly stop. Raises LinkError."""
+
+    def _poll_on(self, name: str) -> None:
+        due_s = monotonic()
+        while not self.stop.is_set():
+            try:
+                self.idle(due_s)
+                self._poll_once(name)
+            except ExceptionAnswer as error:
+                self._failed(error)
+            due_s += self._period_s * max(1, -(-(monotonic() - due_s) // self._period_s))
+        self.finish()
+
+    def _poll_once(self, name: str) -> None:
+        started_ns = monotonic_ns()
+        if not self.poll():
+            self._failed(Garbage(f"{self.link.peer} heartbeat stands still for more than {FROZEN_S:g} s"))
+            return
+        self.tally.polls += 1
+        self.tally.poll_us = (monotonic_ns() - started_ns) // 1000
+        if not self.tally.up:
+            self.tally.up = True
+            self._reports.change("up", f"{self.link.peer} connected: {name}")
+
+    def _failed(self, error: LinkError) -> None:
+        counter = _COUNTED.get(type(error))
+        if counter:
+            setattr(self.tally, counter, getattr(self.tally, counter) + 1)
+        report = self._reports.change if self.tally.up else self._reports.trouble
+        self.tally.up = False
+        report(type(error).__name__, str(error))
+
+
+class StringPoll(NamedTuple):
+    """What one string answered in one poll."""
+
+    stamp_ms: float  # CLOCK_MONOTONIC of the summary's answer
+    values: Mapping[str, float]
+    cell_v: bytes
+    cell_c: bytes
+    balancing: bytes
+
+
+class Extremes(NamedTuple):
+    """Of the cells that are not bad; nan and 0 when there is none."""
+
+    high: float
+    low: float
+    mean: float
+    high_at: int
+    low_at: int
+
+
+def extremes(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> Extremes:
+    """Extremes of `values` without those marked `bad`."""
+    good = int(values.size - np.count_nonzero(bad))
+    if not good:
+        nan = float("nan")
+        return Extremes(nan, nan, nan, 0, 0)
+    high_at, low_at = int(np.argmax(np.where(bad, -np.inf, values))), int(np.argmin(np.where(bad, np.inf, values)))
+    mean = float(np.sum(values, where=~bad)) / good
+    return Extremes(float(values[high_at]), float(values[low_at]), mean, high_at, low_at)
+
+
+def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, poll: int) -> Bms:
+    """One complete poll of all strings, reduced. A sentinel of the profile (0 mV, 0x8000, 0xFFFF) makes a cell bad."""
+    volts = profile.arrays["cell_v"].decode(b"".join(p.cell_v for p in polls))
+    temperatures = profile.arrays["cell_c"].decode(b"".join(p.cell_c for p in polls))
+    bad_v, bad_c = np.isnan(volts), np.isnan(temperatures)
+    bits = profile.arrays["balancing"]
+    v, c = extremes(volts, bad_v), extremes(temperatures, bad_c)
+    cells_bad = int(np.count_nonzero(bad_v | bad_c))
+    string_v = [p.values["string_v"] for p in polls]
+    of = _Column(polls)
+    whole = volts.size == temperatures.size == cells_per_string * len(polls)
+    return Bms(
+        poll=poll,
+        v_stamp_ms=sum(p.stamp_ms for p in polls) / len(polls),
+        rack_v=sum(string_v) / len(polls),
+        rack_a=sum(of("string_a")),
+        soc_pct=sum(of("soc_pct")) / len(polls),
+        soc_max_pct=max(of("soc_pct")),
+        soc_min_pct=min(of("soc_pct")),
+        soh_pct=min(of("soh_pct")),
+        cell_v_max=v.high,
+        cell_v_min=v.low,
+        cell_v_avg=v.mean,
+        cell_v_max_at=v.high_at,
+        cell_v_min_at=v.low_at,
+        cell_c_max=c.high,
+        cell_c_min=c.low,
+        cell_c_max_at=c.high_at,
+        cell_c_min_at=c.low_at,
+        charge_max_a=min(of("charge_limit_a")) * len(polls),
+        discharge_max_a=min(of("discharge_limit_a")) * len(polls),
+        insulation_kohm=min(of("insulation_kohm", float("nan"))),
+        alarm_trip=of.bits("alarm_trip"),
+        alarm_stop=of.bits("alarm_stop"),
+        alarm_warn=of.bits("alarm_warn"),
+        cells_bad=cells_bad,
+        cells_balancing=sum(int(np.count_nonzero(bits.decode_bits(p.balancing, cells_per_string))) for p in polls),
+        strings_online=len(polls),
+        plausible=whole and not cells_bad and _sane(v, c) and _sums_agree(string_v, volts) and of.finite(),
+        identity_ok=True,
+    )
+
+
+def _bits(value: float) -> int:
+    """A bit field that was not measured counts as all alarms."""
+    return int(value) if value == value else 0xFFFF
+
+
+class _Column:
+    """One point over all strings."""
+
+    def __init__(self, polls: list[StringPoll]) -> None:
+        self._polls = polls
+
+    def __call__(self, name: str, missing: float = 0.0) -> list[float]:
+        """nan first, so that min and max of a column with a nan are nan."""
+        return sorted((p.values.get(name, missing) for p in self._polls), key=lambda value: value == value)
+
+    def bits(self, name: str) -> int:
+        found = 0
+        for value in self(name):
+            found |= _bits(value)
+        return found
+
+    def finite(self) -> bool:
+        names = ("string_v", "string_a", "soc_pct", "soh_pct", "charge_limit_a", "discharge_limit_a")
+        return all(value == value for name in names for value in self(name))
+
+
+def _sane(v: Extremes, c: Extremes) -> bool:
+    return (
+        _CELL_V_SANE[0] <= v.low
+        and v.high <= _CELL_V_SANE[1]
+        and _CELL_C_SANE[0] <= c.low
+        and c.high <= _CELL_C_SANE[1]
+    )
+
+
+def _sums_agree(string_v: list[float], volts: NDArray[np.float64]) -> bool:
+    """String voltages within 2 % + 3 V of the sum of their cells: two meters of 0.5 % each, and a moving current."""
+    sums = volts.reshape(len(string_v), -1).sum(axis=1)
+    return bool(np.all(np.abs(np.asarray(string_v) - sums) <= 0.02 * sums + 3.0))
+
+
+class BmsPoller(Poller):
+    """Polls every string's summary back to back, so that their voltages belong together, then all cells."""
+
+    def __init__(self, settings: AggregatorSettings, files: SectionFile, tell: Tell, stop: Event) -> None:
+        s = settings
+        timeout_s = s.request_timeout_ms / 1000.0
+        link = Link(s.bms_host, s.bms_port, timeout_s, min(timeout_s, RECONNECT_S), "BMS")
+        super().__init__(link, s.bms_profile, s.bms_poll_ms, tell, stop)
+        self._bms, self._cells, self._gap_s = files["bms"], files["cells"], s.request_gap_ms / 1000.0
+        self._cells_per_string = s.cells_per_string
+        self._units = [self.profile.unit(string) for string in range(s.strings)]
+        beat, self._ems_beat = self.profile.heartbeats.read, self.profile.heartbeats.write
+        self._beat = beat
+        self._summary = self.profile.blocks(n for n, p in self.profile.points.items() if p.access == "R")
+        arrays = self.profile.arrays
+        self._blocks = {name: arrays[name].blocks(s.cells_per_string) for name in ("cell_v", "cell_c", "balancing")}
+        self._beats = [Heartbeat() for _ in self._units]
+        self._beat_due_s = 0.0
+        self._polls = 0
+
+    def identify(self) -> str:
+        names = [verify(self.link, self.profile, unit) for unit in self._units]
+        return names[0]
+
+    def poll(self) -> bool:
+        started_ns = monotonic_ns()
+        summaries = [self._read_summary(unit) for unit in self._units]
+        strings = [
+            StringPoll(stamp_ms, values, *(self._read_array(unit, name) for name in self._blocks))
+            for unit, (stamp_ms, values) in zip(self._units, summaries, strict=True)
+        ]
+        frozen = self._frozen(strings)
+        if not frozen:
+            self._polls += 1
+            bms = reduce(strings, self.profile, self._cells_per_string, self._polls)
+            self._cells.publish(wire_cells(strings, self.profile), started_ns)
+            self._bms.publish(image.BMS.pack(*bms), started_ns)
+        self._write_heartbeat()
+        return not frozen
+
+    def _frozen(self, strings: list[StringPoll]) -> bool:
+        name = self._beat
+        if name is None:
+            return False
+        now_s = monotonic()
+        stands = [b.frozen(s.values[name], now_s) for b, s in zip(self._beats, strings, strict=True)]
+        return any(stands)
+
+    def _read_summary(self, unit: int) -> tuple[float, dict[str, float]]:
+        values: dict[str, float] = {}
+        stamp_ms = 0.0
+        for block in self._summary:
+            values |= self.profile.decode(block, self._read(unit, block.address, block.count))
+            if "string_v" in block.names:
+                stamp_ms = monotonic_ns() / 1e6
+        return stamp_ms, values
+
+    def _read_array(self, unit: int, name: str) -> bytes:
+        return b"".join([self._read(unit, address, count) for address, count in self._blocks[name]])
+
+    def _read(self, unit: int, address: int, count: int) -> bytes:
+        data = self.link.read(unit, address, count, self.profile.read_function)
+        if self._gap_s:
+            self.stop.wait(self._gap_s)
+        return data
+
+    def _write_heartbeat(self) -> None:
+        if self._ems_beat is None or monotonic() < self._beat_due_s:
+            return
+        self._beat_due_s = monotonic() + 1.0
+        for unit in self._units:
+            point = self.profile.points[self._ems_beat]
+            self.link.write(unit, point.address, self.profile.encode(self._ems_beat, _count_up()))
+
+
+def wire_cells(strings: list[StringPoll], profile: Profile) -> bytes:
+    """The `cells` section: all voltages (mV) string-major, all temperatures (0.1 degC), all balancing registers."""
+    volts = _rescaled(b"".join(s.cell_v for s in strings), profile.arrays["cell_v"], WIRE_V)
+    temperatures = _rescaled(b"".join(s.cell_c for s in strings), profile.arrays["cell_c"], WIRE_C)
+    return volts + temperatures + b"".join(s.balancing for s in strings)
+
+
+def _rescaled(data: bytes, have: ProfileArray, want: ProfileArray) -> bytes:
+    if (have.type, have.scale, have.offset) == (want.type, want.scale, want.offset):
+        return data
+    return want.encode(have.decode(data))
+
+
+def _count_up() -> int:
+    """A heartbeat: one more each second, 16 bits."""
+    return int(monotonic()) & 0xFFFF
+
+
+class PcsPoller(Poller):
+    """Writes the set-point block, then reads the PCS; a set-point that changes in between is written within 5 ms."""
+
+    def __init__(
+        self, settings: AggregatorSettings, files: SectionFile, tell: Tell, stop: Event, directory: Path | None = None
+    ) -> None:
+        s = settings
+        timeout_s = s.request_timeout_ms / 1000.0
+        link = Link(s.pcs_host, s.pcs_port, timeout_s, min(timeout_s, RECONNECT_S), "PCS")
+        super().__init__(link, s.pcs_profile, s.pcs_poll_ms, tell, stop)
+        self._pcs = files["pcs"]
+        self._control = image.View(image.CONTROL, "controller", "control", directory)
+        self._unit = self.profile.first_unit
+        ems_beat = self.profile.heartbeats.write
+        self._reads = self.profile.blocks(n for n, p in self.profile.points.items() if p.access == "R")
+        self._writes = self.profile.blocks((*_WRITTEN, ems_beat) if ems_beat else _WRITTEN, max_gap=0)
+        self._beat, self._ems_beat = self.profile.heartbeats.read, ems_beat
+        self._heart = Heartbeat()
+        self._written: tuple[float, ...] = ()
+        self._polls = 0
+
+    def identify(self) -> str:
+        return verify(self.link, self.profile, self._unit)
+
+    def idle(self, until_s: float) -> None:
+        while not self.stop.is_set():
+            wanted = self._wanted()
+            if wanted != self._written:
+                self._write(wanted)
+            left_s = until_s - monotonic()
+            if left_s <= 0:
+                return
+            self.stop.wait(min(left_s, CONTROL_TICK_S))
+
+    def poll(self) -> bool:
+        started_ns = monotonic_ns()
+        self._write(self._wanted())
+        values: dict[str, float] = {}
+        stamp_ms = 0.0
+        for block in self._reads:
+            data = self.link.read(self._unit, block.address, block.count, self.profile.read_function)
+            values |= self.profile.decode(block, data)
+            if "dc_v" in block.names:
+                stamp_ms = monotonic_ns() / 1e6
+        if self._beat is not None and self._heart.frozen(values[self._beat], monotonic()):
+            return False
+        self._polls += 1
+        self._pcs.publish(image.PCS.pack(*_pcs(values, stamp_ms, self._polls)), started_ns)
+        return True
+
+    def finish(self) -> None:
+        self._write((0.0,) * len(_WRITTEN))
+
+    def _wanted(self) -> tuple[float, ...]:
+        """Values of `_WRITTEN`: the controller's while they are fresh, else stop and 0 A."""
+        control = self._control.refresh()
+        if control is None or self._control.age_ms() > CONTROL_TIMEOUT_MS:
+            return (0.0,) * len(_WRITTEN)
+        return float(control.pcs_run), control.setpoint_a, control.charge_limit_a, control.discharge_limit_a
+
+    def _write(self, wanted: tuple[float, ...]) -> None:
+        values = dict(zip(_WRITTEN, wanted, strict=True))
+        if self._ems_beat is not None:
+            values[self._ems_beat] = _count_up()
+        for block in self._writes:
+            data = b"".join([self.profile.encode(name, values[name]) for name in block.names])
+            self.link.write(self._unit, block.address, data)
+        self._written = wanted
+
+
+def _pcs(values: Mapping[str, float], stamp_ms: float, poll: int) -> Pcs:
+    state = values["state"]
+    return Pcs(
+        poll=poll,
+        v_stamp_ms=stamp_ms,
+        dc_v=values["dc_v"],
+        dc_a=values["dc_a"],
+        ac_w=values["ac_w"],
+        ac_hz=values["ac_hz"],
+        state=int(state) if state == state else -1,
+        fault_bits=_bits(values["fault_bits"]),
+        charge_max_a=values["charge_max_a"],
+        discharge_max_a=values["discharge_max_a"],
+        identity_ok=True,
+    )
+
+
+class Aggregator:
+    """Both pollers and the sections they publish. `step` publishes the link counters; call it ten times a second."""
+
+    def __init__(self, settings: AggregatorSettings, directory: Path | None = None) -> None:
+        self._files = image.writer("aggregator", directory)
+        self._events, self._lock = image.EventLog(self._files["events"]), Lock()
+        self.stop = Event()
+        self.bms = BmsPoller(settings, self._files, self._tell, self.stop)
+        self.pcs = PcsPoller(settings, self._files, self._tell, self.stop, directory)
+
+    def start(self) -> None:
+        for poller in (self.bms, self.pcs):
+            poller.start()
+
+    def step(self) -> bool:
+        """False when a poller has died."""
+        self._files["links"].publish(image.LINKS.pack(*self.bms.tally.row(), *self.pcs.tally.row()))
+        return self.bms.is_alive() and self.pcs.is_alive()
+
+    def close(self) -> None:
+        """Ends both threads in order; the PCS is told to stop."""
+        self.stop.set()
+        for poller in (self.bms, self.pcs):
+            if poller.is_alive():
+                poller.join(2.0)
+        self._files.close()
+
+    def _tell(self, text: str) -> None:
+        with self._lock:
+            self._events.add(0, text=text)
+
+
+def settings_of_site(directory: Path) -> AggregatorSettings:
+    """From site.conf. Raises ConfigError or ProfileError."""
+    site = load_site(directory)
+    cells = site.modules_per_string * site.cells_per_module
+    bms_profile = _profile(site.bms_profile, "bms")
+    for array in bms_profile.arrays.values():
+        array.registers(cells)
+    return AggregatorSettings(
+        bms_host=site.bms_host,
+        bms_port=site.bms_port,
+        bms_profile=bms_profile,
+        strings=site.strings,
+        cells_per_string=cells,
+        pcs_host=site.pcs_host,
+        pcs_port=site.pcs_port,
+        pcs_profile=_profile(site.pcs_profile, "pcs"),
+        bms_poll_ms=site.bms_poll_ms,
+        pcs_poll_ms=site.pcs_poll_ms,
+        request_gap_ms=site.request_gap_ms,
+        request_timeout_ms=site.request_timeout_ms,
+    )
+
+
+def _profile(name: str, kind: str) -> Profile:
+    profile = load(name)
+    if profile.kind != kind:
+        raise ProfileError(f"{kind}_profile = {name} in site.conf: that is a {profile.kind} profile, name a {kind} one")
+    return profile
+
+
+def main() -> int:
+    """Runs until SIGTERM or SIGINT. Exit code 0; 1 when a poller died; 2 when it cannot start."""
+    try:
+        settings = settings_of_site(config_directory())
+        aggregator = Aggregator(settings)
+    except (ConfigError, ProfileError, SectionError) as error:
+        print(f"aggregator: {error}", file=sys.stderr)
+        return 2
+    ended = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    s = settings
+    print(
+        f"aggregator[{os.getpid()}]: BMS {s.bms_host}:{s.bms_port} {s.strings} x {s.cells_per_string} cells every "
+        f"{s.bms_poll_ms} ms, PCS {s.pcs_host}:{s.pcs_port} every {s.pcs_poll_ms} ms",
+        file=sys.stderr,
+    )
+    aggregator.start()
+    alive = True
+    while alive and not ended.wait(0.1):
+        alive = aggregator.step()
+    aggregator.close()
+    return 0 if alive else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

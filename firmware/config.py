@@ -1,0 +1,416 @@
+"""Configuration: limits.conf, balance.conf and site.conf, read whole or refused whole.
+
+A file is lines of `name = value`; `#` starts a comment; a name that is left out has its default. The models below are
+the only description: the default files and docs/configuration.md are generated from them.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from statemachine.settings import CellProfile, Settings
+from statemachine.signals import LossPolicy
+
+from .image import LAYOUT
+from .settings_codec import cell_profile
+
+_AGAIN = "correct the line and send SIGHUP again"
+MAX_CELLS = LAYOUT["aggregator"]["cells"] // 6
+"""Voltage, temperature and balancing status of a cell take at most three registers in the process image."""
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the text has one line an error: file, line, name, value, what is allowed."""
+
+
+def _number(default: float, low: float, high: float, unit: str, doc: str) -> Any:
+    extra: dict[str, Any] = {"unit": unit}
+    return Field(float(default), ge=low, le=high, allow_inf_nan=False, description=doc, json_schema_extra=extra)
+
+
+def _whole(default: int, low: int, high: int, unit: str, doc: str) -> Any:
+    return Field(default, ge=low, le=high, description=doc, json_schema_extra={"unit": unit})
+
+
+def _text(default: Any, allowed: str, doc: str, pattern: str | None = None) -> Any:
+    return Field(default, pattern=pattern, description=doc, json_schema_extra={"allowed": allowed})
+
+
+def _split(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return [] if value == "none" else [part.strip() for part in value.split(",")]
+
+
+_CHANNELS = "numbers 1 to 8 separated by commas, or none"
+Channels = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], BeforeValidator(_split)]
+_HOST, _NAME = r"^[A-Za-z0-9_.:\-]+$", r"^[a-z0-9_]+$"
+_ALL = tuple(range(1, 9))
+
+
+class _Conf(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Conf):
+    """limits.conf: the soft guardrails of the charge cycle. The hard-wired chain is not configured here."""
+
+    max_charge_voltage: float = _number(
+        1260, 100, 1500, "V", "rack voltage above which charging stops (300 cells x 4.20 V)"
+    )
+    min_discharge_voltage: float = _number(
+        900, 50, 1500, "V", "rack voltage below which discharging stops (300 cells x 3.00 V)"
+    )
+    max_charge_current: float = _number(1120, 1, 10000, "A", "charge current of the whole rack")
+    max_discharge_current: float = _number(1120, 1, 10000, "A", "discharge current of the whole rack")
+    max_charge_rate: float = _number(1.0, 0.01, 5, "C", "charge rate on rated capacity")
+    max_discharge_rate: float = _number(1.0, 0.01, 5, "C", "discharge rate on rated capacity")
+    max_cell_temperature: float = _number(
+        50, 20, 70, "degC", "hottest cell: the rack stops in order (charging already ends at the profile's 45 degC)"
+    )
+    trip_cell_temperature: float = _number(60, 30, 80, "degC", "hottest cell: the contactors open")
+    min_cell_temperature: float = _number(-10, -30, 20, "degC", "coldest cell: discharging stops below it")
+    max_soc: float = _number(100, 50, 100, "%", "state of charge at which charging ends")
+    min_soc: float = _number(5, 0, 50, "%", "state of charge at which discharging ends")
+    max_delta_voltage: float = _number(
+        2.0, 0.5, 10, "V", "BMS against PCS terminal voltage, after zero-current calibration: emergency stop"
+    )
+    max_delta_offset: float = _number(
+        12.0,
+        0,
+        30,
+        "V",
+        "largest offset between the two meters that calibration takes out (2 x 0.5 % of 1260 V)",
+    )
+    break_current: float = _number(10, 1, 200, "A", "contactors open in order below this current")
+    stop_time_limit: float = _number(
+        15, 1, 120, "s", "an orderly stop opens the contactors after this time whatever the current"
+    )
+    ramp_up_rate: float = _number(
+        0.02,
+        0.001,
+        1,
+        "C/s",
+        "fastest rise of the current; with a faster one a late voltage sample looks like a bad joint",
+    )
+    ramp_down_rate: float = _number(
+        0.1, 0.01, 10, "C/s", "fall of the current in an orderly end; a falling limit acts at once"
+    )
+    bms_timeout: float = _number(0.35, 0.05, 5, "s", "age at which BMS data is stale (three missed polls of 100 ms)")
+    pcs_timeout: float = _number(0.2, 0.05, 5, "s", "age at which PCS data is stale")
+    min_insulation: float = _number(
+        130, 1, 100000, "kohm", "insulation resistance below which the rack stops (100 ohm/V x 1260 V, rounded up)"
+    )
+    precharge_voltage: float = _number(13, 0.5, 50, "V", "voltage left over the precharge resistor at its end (1 %)")
+    precharge_current: float = _number(1.0, 0.05, 20, "A", "current left at the end of precharge")
+    precharge_min_time: float = _number(0.3, 0.05, 10, "s", "a precharge that ends sooner is not believed")
+    precharge_max_time: float = _number(6, 0.5, 60, "s", "one try of precharge")
+    interlocks_required: Channels = _text(_ALL, _CHANNELS, "interlocks that must be closed; 4 is the 24 V signal")
+    loops_used: Channels = _text(_ALL, _CHANNELS, "4-20 mA thermal loops that are wired")
+    loop_low_c: float = _number(-20, -100, 100, "degC", "temperature of a thermal loop at 4 mA")
+    loop_high_c: float = _number(60, 0, 300, "degC", "temperature of a thermal loop at 20 mA")
+
+
+class Balance(_Conf):
+    """balance.conf: the end of the charge, when single cells are brought together."""
+
+    cell_balancing_threshold: float = _number(
+        0.010, 0.001, 0.1, "V", "spread between highest and lowest cell at which balancing is done"
+    )
+    balance_time_limit: float = _number(7200, 60, 86400, "s", "balancing ends after this time whatever the spread")
+
+
+class Site(_Conf):
+    """site.conf: what is connected, and how."""
+
+    cell_profile: str = _text("nmc_energy", "a profile in statemachine/cells", "what the cells allow", _NAME)
+    rated_ah: float = _number(1120, 1, 20000, "Ah", "rated capacity of the rack, all strings")
+    strings: int = _whole(4, 1, 16, "", "parallel strings; one BMS unit id each")
+    modules_per_string: int = _whole(20, 1, 64, "", "modules in series in a string")
+    cells_per_module: int = _whole(15, 1, 32, "", "cells in series in a module")
+    bms_host: str = _text("192.168.10.50", "a host name or address", "battery management system", _HOST)
+    bms_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
+    bms_profile: str = _text("bms_2100", "a profile in drivers/profiles", "its register layout", _NAME)
+    bms_poll_ms: int = _whole(100, 20, 1000, "ms", "period of a full poll of all cells")
+    request_gap_ms: int = _whole(0, 0, 100, "ms", "pause between two requests, for slow gateways")
+    request_timeout_ms: int = _whole(300, 20, 5000, "ms", "longest wait for an answer")
+    pcs_host: str = _text("192.168.10.60", "a host name or address", "power conversion system", _HOST)
+    pcs_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
+    pcs_profile: str = _text("pcs_bench", "a profile in drivers/profiles", "its register layout", _NAME)
+    pcs_poll_ms: int = _whole(20, 10, 1000, "ms", "period of its poll")
+    modbus_host: str = _text("0.0.0.0", "a host name or address", "where the appliance listens", _HOST)
+    modbus_port: int = _whole(502, 1, 65535, "", "the appliance's own Modbus TCP port")
+    require_heartbeat: bool = _text(
+        False, "yes or no", "watch the site controller's heartbeat from the start, not only from its first write"
+    )
+    heartbeat_timeout: float = _number(10, 2, 300, "s", "the site controller's heartbeat must change within it")
+    loss_policy: Literal["standby", "hold", "isolate"] = _text(
+        "standby", "standby, hold or isolate", "after a lost heartbeat and the ramp to zero"
+    )
+    scan_period_ms: int = _whole(10, 5, 50, "ms", "period of the scan; takes effect when the controller starts")
+    rt_core: int = _whole(-1, -1, 255, "", "processor core of the scan; -1 is the last one")
+    log_directory: str = _text("/var/log/ems", "an absolute path", "where battery.log and cycle.csv are", r"^/")
+
+    @property
+    def cells_in_series(self) -> int:
+        return self.modules_per_string * self.cells_per_module
+
+
+FILES: dict[str, type[_Conf]] = {"limits.conf": Limits, "balance.conf": Balance, "site.conf": Site}
+C = TypeVar("C", bound=_Conf)
+
+
+class Loaded(NamedTuple):
+    """One valid configuration."""
+
+    settings: Settings
+    site: Site
+
+
+class _Lines(NamedTuple):
+    """A file as it was read."""
+
+    path: Path
+    values: dict[str, str]
+    numbers: dict[str, int]  # line of each name
+    errors: list[tuple[int, str]]  # line, text
+
+
+class _Read(NamedTuple, Generic[C]):
+    conf: C
+    lines: _Lines
+
+    def where(self, name: str) -> str:
+        """`/etc/ems/limits.conf:12: name = value`, ready to be continued."""
+        number = self.lines.numbers.get(name)
+        at = f"{self.lines.path}:{number}" if number else f"{self.lines.path}"
+        return f"{at}: {name} = {_written(getattr(self.conf, name))}"
+
+
+def config_directory() -> Path:
+    """Where the files are: $EMS_CONFIG_DIR, else /etc/ems."""
+    return Path(os.environ.get("EMS_CONFIG_DIR", "/etc/ems"))
+
+
+def load(directory: Path, revision: int = 1) -> Loaded:
+    """All three files. Raises ConfigError with every error of every file."""
+    errors: list[str] = []
+    limits = _read(directory, "limits.conf", Limits, errors)
+    balance = _read(directory, "balance.conf", Balance, errors)
+    site = _read(directory, "site.conf", Site, errors)
+    cell = _cell_of(site, errors) if site else None
+    if limits and site and cell:
+        errors += _contradictions(limits, site, cell)
+    if errors or not (limits and balance and site and cell):
+        raise ConfigError("\n".join(errors))
+    return Loaded(_settings(limits.conf, balance.conf, site.conf, cell, revision), site.conf)
+
+
+def load_site(directory: Path) -> Site:
+    """site.conf alone. Raises ConfigError."""
+    errors: list[str] = []
+    site = _read(directory, "site.conf", Site, errors)
+    if site is None:
+        raise ConfigError("\n".join(errors))
+    return site.conf
+
+
+def load_cell_profile(name: str) -> CellProfile:
+    """statemachine/cells/<name>.toml. Raises ConfigError."""
+    path = files("statemachine") / "cells" / f"{name}.toml"
+    try:
+        return cell_profile(tomllib.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cell profile {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"cell profile {path}: {error}") from error
+
+
+def prepare(directory: Path, overrides: Mapping[str, object]) -> None:
+    """Writes the three default files with some values replaced. Raises ConfigError on a name that is in none."""
+    known = {name for conf in FILES.values() for name in conf.model_fields}
+    if unknown := sorted(overrides.keys() - known):
+        raise ConfigError(f"no such configuration name: {', '.join(unknown)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (directory / name).write_text(default_text(name, overrides), "utf-8")
+
+
+def default_text(file: str, overrides: Mapping[str, object] | None = None) -> str:
+    """The default content of one of `FILES`, explained, with `overrides` in place of the defaults they name."""
+    conf = FILES[file]
+    blocks = [_comment(conf.__doc__ or "")]
+    for name, field in conf.model_fields.items():
+        value = (overrides or {}).get(name, field.default)
+        blocks.append(f"{_comment(f'{field.description} (allowed: {_allowed(field)})')}{name} = {_written(value)}\n")
+    return "\n".join(blocks)
+
+
+def configuration_markdown() -> str:
+    """docs/configuration.md."""
+    text = [
+        "# Configuration\n",
+        "Three files in `/etc/ems` (`$EMS_CONFIG_DIR`): lines of `name = value`, `#` starts a comment, a name left out",
+        "has its default. SIGHUP to `firmware.server` reads them again: all or nothing. A file that is refused changes",
+        "nothing, is named in `battery.log` with line, value and allowed range, and sets the status bit",
+        "`CONFIG_REFUSED`. While a contactor is closed a new value narrows a limit at once; one that widens waits",
+        "until the contactors are open (`CONFIG_PENDING`). What is connected (site.conf) counts from the next start.\n",
+        "Generated by `make docs`; do not edit.",
+    ]
+    for file, conf in FILES.items():
+        text += [f"\n## {file}\n", (conf.__doc__ or "").split(": ", 1)[1] + "\n"]
+        text += ["| name | default | allowed | meaning |", "|---|---|---|---|"]
+        for name, field in conf.model_fields.items():
+            text.append(f"| `{name}` | {_written(field.default)} | {_allowed(field)} | {field.description} |")
+    return "\n".join(text) + "\n"
+
+
+def _comment(text: str) -> str:
+    return f"# {text}\n"
+
+
+def _extra(field: FieldInfo, key: str) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
+
+
+def _allowed(field: FieldInfo) -> str:
+    if text := _extra(field, "allowed"):
+        return text
+    low = next(m.ge for m in field.metadata if hasattr(m, "ge"))
+    high = next(m.le for m in field.metadata if hasattr(m, "le"))
+    return f"{low:g} to {high:g} {_extra(field, 'unit')}".rstrip()
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _lines(path: Path) -> _Lines:
+    lines = _Lines(path, {}, {}, [])
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        default = f"firmware/defaults/{path.name}"
+        lines.errors.append(
+            (0, f"{path}: {error.strerror}; put it in place (default: {default}) and send SIGHUP again")
+        )
+        return lines
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if wrong := _take(lines, number, line):
+            lines.errors.append((number, f"{path}:{number}: {wrong}; {_AGAIN}"))
+    return lines
+
+
+def _take(lines: _Lines, number: int, line: bytes) -> str:
+    """Adds one line; what is wrong with it, if anything."""
+    try:
+        text = line.decode().partition("#")[0].strip()
+    except UnicodeDecodeError as error:
+        return f"byte 0x{line[error.start]:02x} in column {error.start + 1} is not UTF-8"
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not text:
+        return ""
+    if not (name and equals and value):
+        return f"{text!r}: allowed is `name = value`"
+    if name in lines.numbers:
+        return f"{name} = {value}: already given in line {lines.numbers[name]}, allowed once"
+    lines.values[name], lines.numbers[name] = value, number
+    return ""
+
+
+def _read(directory: Path, file: str, kind: type[C], errors: list[str]) -> _Read[C] | None:
+    lines = _lines(directory / file)
+    try:
+        conf = kind.model_validate(lines.values)
+    except ValidationError as error:
+        names = dict.fromkeys(str(e["loc"][0]) for e in error.errors())
+        lines.errors.extend((lines.numbers[name], _refused(lines, kind, name)) for name in names)
+    errors += [text for _, text in sorted(lines.errors)]
+    return None if lines.errors else _Read(conf, lines)
+
+
+def _refused(lines: _Lines, kind: type[_Conf], name: str) -> str:
+    field = kind.model_fields.get(name)
+    what = f"allowed {_allowed(field)}" if field else f"unknown name; {_elsewhere(name)}"
+    return f"{lines.path}:{lines.numbers[name]}: {name} = {lines.values[name]}: {what}; {_AGAIN}"
+
+
+def _elsewhere(name: str) -> str:
+    file = next((file for file, conf in FILES.items() if name in conf.model_fields), None)
+    return f"it belongs into {file}" if file else "allowed names are in docs/configuration.md"
+
+
+def _cell_of(site: _Read[Site], errors: list[str]) -> CellProfile | None:
+    try:
+        return load_cell_profile(site.conf.cell_profile)
+    except ConfigError as error:
+        errors.append(f"{site.where('cell_profile')}: {error}; {_AGAIN}")
+        return None
+
+
+def _contradictions(limits: _Read[Limits], site: _Read[Site], cell: CellProfile) -> Iterator[str]:
+    c, series = limits.conf, site.conf.cells_in_series
+    rising = (
+        ("min_discharge_voltage", "max_charge_voltage"), ("min_cell_temperature", "max_cell_temperature"),
+        ("max_cell_temperature", "trip_cell_temperature"), ("min_soc", "max_soc"),
+        ("precharge_min_time", "precharge_max_time"), ("loop_low_c", "loop_high_c"),
+    )  # fmt: skip
+    for low, high in rising:
+        if getattr(c, low) >= getattr(c, high):
+            yield f"{limits.where(low)}: allowed below {high} = {_written(getattr(c, high))}; {_AGAIN}"
+    top, bottom = series * cell.v_limit_v, series * cell.v_min_v
+    cells = f"{series} cells in series of profile {cell.name}"
+    if c.max_charge_voltage > top + 1e-6:
+        yield f"{limits.where('max_charge_voltage')}: allowed up to {top:g} V, {cells} x {cell.v_limit_v:g} V; {_AGAIN}"
+    if c.min_discharge_voltage < bottom - 1e-6:
+        at = limits.where("min_discharge_voltage")
+        yield f"{at}: allowed from {bottom:g} V, {cells} x {cell.v_min_v:g} V; {_AGAIN}"
+    fall_s = max(c.max_charge_rate, c.max_discharge_rate) / c.ramp_down_rate
+    if fall_s > c.stop_time_limit:
+        yield (
+            f"{limits.where('stop_time_limit')}: allowed from {fall_s:g} s, the time ramp_down_rate = "
+            f"{_written(c.ramp_down_rate)} C/s needs from the highest rate; {_AGAIN}"
+        )
+    yield from _poll_contradictions(limits, site)
+    if series * site.conf.strings > MAX_CELLS:
+        yield f"{site.where('strings')}: {series * site.conf.strings} cells, allowed up to {MAX_CELLS} in all; {_AGAIN}"
+
+
+def _poll_contradictions(limits: _Read[Limits], site: _Read[Site]) -> Iterator[str]:
+    for timeout, poll in (("bms_timeout", "bms_poll_ms"), ("pcs_timeout", "pcs_poll_ms")):
+        poll_s = getattr(site.conf, poll) / 1000
+        if getattr(limits.conf, timeout) < 2 * poll_s:
+            yield f"{limits.where(timeout)}: allowed from {2 * poll_s:g} s, twice {poll} in site.conf; {_AGAIN}"
+
+
+def _bits(channels: tuple[int, ...]) -> int:
+    return sum(1 << n - 1 for n in set(channels))
+
+
+def _settings(limits: Limits, balance: Balance, site: Site, cell: CellProfile, revision: int) -> Settings:
+    values = limits.model_dump() | balance.model_dump()
+    values["interlocks_required"] = _bits(limits.interlocks_required)
+    values["loops_used"] = _bits(limits.loops_used)
+    return Settings(
+        revision=revision,
+        cell=cell,
+        rated_ah=site.rated_ah,
+        cells_in_series=site.cells_in_series,
+        strings=site.strings,
+        loss_policy=LossPolicy[site.loss_policy.upper()],
+        scan_period_ms=site.scan_period_ms,
+        **values,
+    )

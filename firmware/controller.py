@@ -1,0 +1,194 @@
+"""The controller: one scan after the other, nothing else. Reads lines and sections, steps the core, writes outputs.
+
+One thread, SCHED_FIFO, memory locked, collector off, absolute deadlines. A late scan is counted, never caught up. No
+socket, file, log or slow bus is touched inside the scan. An exception out of a scan drives the outputs safe and ends
+the process; its successor starts in FAULT.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from time import monotonic_ns
+from typing import NamedTuple
+
+from drivers.board import Board, open_board
+from statemachine.core import Core
+from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit
+from statemachine.states import CLOSED, State
+
+from . import image
+from .image import Control, Status
+from .realtime import pending_stop, prepare, sleep_until
+from .settings_codec import settings_from_json
+from .statistics import Histogram
+
+PRIORITY = 80
+STATISTICS_EVERY = 100  # scans between two percentile walks
+ORDERLY_STOP_NS = 15_000_000_000  # SIGTERM: ramp down and open; after this open anyway
+_COILS = ("coil_neg", "coil_pos", "coil_pre")
+_LEDS = ("led_run", "led_charge", "led_comm", "led_fault", "led_kill")
+
+
+class Timing(NamedTuple):
+    """One scan period's bookkeeping, ns."""
+
+    deadline: int
+    period: int
+
+
+class Controller:
+    """Everything the scan needs, opened once. `scan()` is one scan."""
+
+    def __init__(self, board: Board, period_ns: int) -> None:
+        self._board, self._core = board, Core()
+        files = image.writer("controller")
+        last = files["status"].last()
+        self._restarted = last is not None and not image.STATUS.unpack(last).stopped
+        self._status, self._control, self._log = files["status"], files["control"], image.EventLog(files["events"])
+        self._bms = image.View(image.BMS, "aggregator", "bms")
+        self._pcs = image.View(image.PCS, "aggregator", "pcs")
+        self._command = image.View(image.COMMAND, "server", "command")
+        self._guard = image.View(image.GUARD, "guard", "guard")
+        self._config = image.reader("server", "config")
+        self._config_sequence = 0
+        self._settings = None if (found := self._config.read()) is None else settings_from_json(found.payload)
+        self._in = [board.inputs[n] for n in ("kill_switch", "tamper", "reset_button", "insulation")]
+        self._interlocks = [board.inputs[f"interlock_{n}"] for n in range(1, 9)]
+        self._feedback = [board.inputs[n] for n in ("fb_neg", "fb_pos", "fb_pre")]
+        self._coils = [board.outputs[n] for n in _COILS]
+        self._leds = [board.outputs[n] for n in _LEDS]
+        self._wake, self._execution = Histogram(), Histogram()
+        self._percentiles = (0, 0, 0, 0)
+        self._started_ns = monotonic_ns()
+        self.period_ns = period_ns
+        self.scans = self.overruns = self.late_scans = self.late_in_row = 0
+        self.fixed_status_bits = 1 << StatusBit.BENCH if board.is_bench else 0
+        self.stopping = False
+
+    def _lines(self, now_ns: int) -> Lines:
+        kill, tamper, reset, insulation = (bool(device.value) for device in self._in)
+        closed = sum(1 << index for index, device in enumerate(self._interlocks) if device.value)
+        neg, pos, pre = (bool(device.value) for device in self._feedback)
+        loops_ma, stamp_ns = self._board.loops()
+        return Lines(kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, (now_ns - stamp_ns) / 1e6)
+
+    def _inputs(self, now_ns: int) -> Inputs:
+        found = self._config.read()
+        if found is not None and found.sequence != self._config_sequence:
+            self._config_sequence, self._settings = found.sequence, settings_from_json(found.payload)
+        command = self._command.refresh()
+        if self.stopping and command is not None:
+            command = command._replace(mode=Mode.OFF)
+        return Inputs(
+            self._lines(now_ns),
+            self._bms.refresh(), self._bms.age_ms(now_ns),
+            self._pcs.refresh(), self._pcs.age_ms(now_ns),
+            command, self._command.age_ms(now_ns),
+            self._guard.refresh(), self._guard.age_ms(now_ns),
+            self._settings, self.late_in_row, self._restarted,
+        )  # fmt: skip
+
+    def scan(self, periods: int) -> Outputs:
+        """One scan, `periods` scan periods after the one before."""
+        inputs = self._inputs(monotonic_ns())
+        self._restarted = False
+        out = self._core.step(inputs, periods * self.period_ns / 1e6)
+        for device, on in zip(self._coils, (out.coil_neg, out.coil_pos, out.coil_pre), strict=True):
+            device.value = on
+        for device, on in zip(self._leds, out.led_levels, strict=True):
+            device.value = on
+        self.scans += 1
+        self._publish(out, inputs)
+        return out
+
+    def _publish(self, out: Outputs, inputs: Inputs, stopped: bool = False) -> None:
+        lines = inputs.lines
+        closed = out.pcs_run and lines.fb_neg and lines.fb_pos
+        self._control.publish(
+            image.CONTROL.pack(
+                *Control(
+                    self.scans, out.setpoint_a, out.pcs_run, closed, out.charge_limit_a, out.discharge_limit_a,
+                    self.period_ns // 1_000_000,
+                )
+            )
+        )  # fmt: skip
+        self._status.publish(image.STATUS.pack(*self._status_of(out, lines, stopped)))
+        for kind, a, b in out.events:
+            self._log.add(kind, a, b)
+
+    def _status_of(self, o: Outputs, lines: Lines, stopped: bool) -> Status:
+        if self.scans % STATISTICS_EVERY == 0:
+            self._percentiles = (*self._wake.percentiles(0.5, 0.99), *self._execution.percentiles(0.5, 0.99))  # type: ignore[assignment]
+        wake_p50, wake_p99, exec_p50, exec_p99 = self._percentiles
+        return Status(
+            self._started_ns, self.scans, o.state, o.coil_neg | o.coil_pos << 1 | o.coil_pre << 2,
+            lines.fb_neg | lines.fb_pos << 1 | lines.fb_pre << 2, o.setpoint_a, o.pcs_run, o.charge_limit_a,
+            o.discharge_limit_a, o.charge_reason, o.discharge_reason, o.demand_w, o.faults_active, o.faults_latched,
+            sum(code << 8 * at for at, code in enumerate(o.led_codes)),
+            sum(level << at for at, level in enumerate(o.led_levels)),
+            o.ack_seq, o.ack_result, o.ack_why, o.permit, o.status_bits | self.fixed_status_bits, o.wset_active_w,
+            o.wset_remaining_s, o.wset_reverted, o.dv_v, o.precharge_tries, o.interlocks, o.settings_revision,
+            self.overruns, self.late_scans, wake_p50, wake_p99, self._wake.max_us, exec_p50, exec_p99,
+            self._execution.max_us, self.period_ns // 1000, stopped,
+        )  # fmt: skip
+
+    def count(self, deadline_ns: int, woke_ns: int) -> int:
+        """Books a finished scan; periods until the next deadline that can still be met."""
+        end_ns = monotonic_ns()
+        self._wake.add((woke_ns - deadline_ns) // 1000)
+        self._execution.add((end_ns - woke_ns) // 1000)
+        missed = (end_ns - deadline_ns) // self.period_ns
+        self.overruns += missed
+        self.late_scans += missed > 0
+        self.late_in_row = self.late_in_row + 1 if missed else 0
+        return 1 + missed
+
+    def safe(self) -> None:
+        """The safe table: everything off."""
+        for device in (*self._coils, *self._leds):
+            device.value = False
+
+    def farewell(self, out: Outputs) -> None:
+        """Tells the successor that this stop was meant."""
+        self.safe()
+        self._publish(out._replace(events=()), self._inputs(monotonic_ns()), stopped=True)
+
+
+def run(controller: Controller) -> None:
+    """Scans until SIGTERM; then lets the core ramp down and open before it ends."""
+    deadline, periods, give_up = monotonic_ns() + controller.period_ns, 1, 0
+    while True:
+        sleep_until(deadline)
+        woke = monotonic_ns()
+        out = controller.scan(periods)
+        periods = controller.count(deadline, woke)
+        deadline += periods * controller.period_ns
+        if pending_stop() and not controller.stopping:
+            controller.stopping, give_up = True, woke + ORDERLY_STOP_NS
+        if controller.stopping and (out.state not in CLOSED | {State.PRECHARGE} or woke > give_up):
+            controller.farewell(out)
+            return
+
+
+def main() -> int:
+    """Process entry. Exit code 1 after an exception in a scan: outputs are off by then."""
+    board = open_board("controller", image.run_directory())
+    period_ms = int(os.environ.get("EMS_SCAN_MS", "10"))
+    controller = Controller(board, period_ms * 1_000_000)
+    fifo, locked = prepare(PRIORITY, int(os.environ.get("EMS_RT_CORE", "-1")))
+    controller.fixed_status_bits |= (not fifo) << StatusBit.NO_REALTIME | (not locked) << StatusBit.NO_MEMLOCK
+    grade = "SCHED_FIFO 80" if fifo else "without the right to SCHED_FIFO: expect late scans"
+    print(f"controller: scan every {period_ms} ms, {grade}{'' if locked else ', memory not locked'}", file=sys.stderr)
+    try:
+        run(controller)
+    except Exception:
+        controller.safe()
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

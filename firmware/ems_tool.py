@@ -1,0 +1,159 @@
+"""`ems-tool --status | --verify-interlocks | --ack-faults`: what a person at the rack needs to know and do."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from statemachine.signals import GuardTrip, InterlockBit, Mode, StatusBit
+
+from . import cli, words
+from .points import PointClient
+
+PROG = "ems-tool"
+_SETTLE_S = 0.5
+_ACK_S = 2.0
+_POLL_S = 0.05
+
+
+class Check(NamedTuple):
+    """One input or feedback. `expected` is None where either is right."""
+
+    name: str
+    expected: str | None
+    seen: str
+
+    @property
+    def wrong(self) -> bool:
+        return self.expected is not None and self.seen != self.expected
+
+
+def _contact(closed: int) -> str:
+    return "closed" if closed else "open"
+
+
+def checks(bits: int, coils: int, required: int) -> Iterator[Check]:
+    """Every input against what it must be, every contactor feedback against its coil."""
+    for number in range(1, 9):
+        name = f"interlock {number}" + (" (24 V)" if number == 4 else "")
+        expected = "closed" if required >> number - 1 & 1 else None
+        yield Check(name, expected, _contact(bits >> number - 1 & 1))
+    for name, bit in (("kill-switch", InterlockBit.KILL_OK), ("tamper", InterlockBit.TAMPER_OK)):
+        yield Check(name, "closed", _contact(bits >> bit & 1))
+    yield Check("insulation", "good", "good" if bits >> InterlockBit.INSULATION_OK & 1 else "fault")
+    yield Check("reset", "released", "pressed" if bits >> InterlockBit.RESET_PRESSED & 1 else "released")
+    for position, name in enumerate(("negative", "positive", "precharge")):
+        seen = bits >> InterlockBit.FEEDBACK_NEG + position & 1
+        yield Check(f"contactor {name}", _contact(coils >> position & 1), _contact(seen))
+
+
+def _read(client: PointClient, *names: str) -> dict[str, float]:
+    """Raises Failed when the controller does not publish."""
+    seen = client.read("CmfState", *names)
+    if math.isnan(seen["CmfState"]):
+        raise cli.Failed("the controller does not answer; check that ems-controller runs")
+    return seen
+
+
+def verify_interlocks(client: PointClient) -> int:
+    """Prints every input and feedback; 1 when one is wrong and stays so while a contactor could move."""
+    end = time.monotonic() + _SETTLE_S
+    while True:
+        seen = _read(client, "Interlocks", "Coils", "IntlkReq")
+        required = 0xFF if math.isnan(seen["IntlkReq"]) else int(seen["IntlkReq"])
+        found = list(checks(int(seen["Interlocks"]), int(seen["Coils"]), required))
+        wrong = [check for check in found if check.wrong]
+        if not wrong or time.monotonic() > end:
+            break
+        time.sleep(_POLL_S)
+    for check in found:
+        verdict = "WRONG" if check.wrong else "ok"
+        print(f"{check.name:22} expected {check.expected or 'any':9} seen {check.seen:9} {verdict}")
+    if not wrong:
+        return 0
+    raise cli.Failed("; ".join(f"{check.name} is {check.seen}, expected {check.expected}" for check in wrong))
+
+
+def _faults(bits: float) -> list[str]:
+    return [words.fault(bit) for bit in range(32) if int(bits) >> bit & 1]
+
+
+def ack_faults(client: PointClient) -> int:
+    """Acknowledges, and waits until the faults are gone; 1 with what remains."""
+    if not _read(client, "FaultBits")["FaultBits"]:
+        print("no faults")
+        return 0
+    cli.write(client, {"AckFaults": 1})
+    end = time.monotonic() + _ACK_S
+    left = _read(client, "FaultBits")["FaultBits"]
+    while left and time.monotonic() < end:
+        time.sleep(_POLL_S)
+        left = _read(client, "FaultBits")["FaultBits"]
+    if left:
+        raise cli.Failed("still there: " + " ".join(_faults(left)))
+    print("faults acknowledged")
+    return 0
+
+
+def _number(value: float, digits: int, unit: str) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f} {unit}"
+
+
+def status(client: PointClient) -> int:
+    """Prints state, command, limits, cells, faults, scan and links."""
+    names = (
+        "CmdMode", "CmdSeq", "AckSeq", "Soc", "SoH", "RackV", "RackA", "PcsV", "SetA", "ChaLimA", "DisLimA",
+        "LimReason", "DisLimReason", "CellVMin", "CellVMax", "CellTmpMin", "CellTmpMax", "FaultBits", "FaultActive",
+        "Coils", "Feedback", "GuardArmed", "GuardTrip", "Permit", "ScanCount", "ScanOverruns", "ScanWakeP99us",
+        "StatusBits", "BmsPolls", "BmsTimeouts", "PcsPolls", "PcsTimeouts",
+    )  # fmt: skip
+    v = _read(client, *names)
+    armed = "armed" if v["GuardArmed"] == 1 else "not armed, last trip " + _guard_trip(v["GuardTrip"])
+    bits = [bit.name for bit in StatusBit if int(v["StatusBits"]) >> bit & 1]
+    lines = {
+        "state": words.state(int(v["CmfState"])),
+        "command": f"{words.name_of(Mode, int(v['CmdMode'])).lower()}, number {v['CmdSeq']:.0f}, "
+        f"answered {v['AckSeq']:.0f}",
+        "closing": words.why(int(v["Permit"])) if v["Permit"] else "permitted",
+        "battery": f"SoC {_number(v['Soc'], 1, '%')}, SoH {_number(v['SoH'], 0, '%')}, "
+        f"{_number(v['RackV'], 1, 'V')}, {_number(v['RackA'], 1, 'A')} (- is charge)",
+        "PCS": f"{_number(v['PcsV'], 1, 'V')}, demanded {_number(v['SetA'], 1, 'A')}",
+        "charge limit": f"{_number(v['ChaLimA'], 1, 'A')} by {words.limit(int(v['LimReason']))}",
+        "discharge limit": f"{_number(v['DisLimA'], 1, 'A')} by {words.limit(int(v['DisLimReason']))}",
+        "cells": f"{_number(v['CellVMin'], 3, 'V')} to {_number(v['CellVMax'], 3, 'V')}, "
+        f"{_number(v['CellTmpMin'], 1, 'degC')} to {_number(v['CellTmpMax'], 1, 'degC')}",
+        "contactors": words.contactors(int(v["Feedback"])),
+        "guard": armed,
+        "scan": f"{v['ScanCount']:.0f} scans, {v['ScanOverruns']:.0f} missed, wake p99 {v['ScanWakeP99us']:.0f} us",
+        "links": f"BMS {v['BmsPolls']:.0f} polls, {v['BmsTimeouts']:.0f} timeouts; "
+        f"PCS {v['PcsPolls']:.0f} polls, {v['PcsTimeouts']:.0f} timeouts",
+        "status bits": " ".join(bits) or "none",
+        "faults": "\n                 ".join(_faults(v["FaultBits"])) or "none",
+    }
+    for name, text in lines.items():
+        print(f"{name:16} {text}")
+    return 0
+
+
+def _guard_trip(number: float) -> str:
+    return "unknown" if math.isnan(number) else words.name_of(GuardTrip, int(number))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser(PROG, "Shows and verifies the appliance.")
+    task = parser.add_mutually_exclusive_group(required=True)
+    for option, action, help_text in (
+        ("--status", status, "state, limits, faults"),
+        ("--verify-interlocks", verify_interlocks, "each input and feedback, expected and seen"),
+        ("--ack-faults", ack_faults, "acknowledge latched faults whose cause is gone"),
+    ):
+        task.add_argument(option, dest="action", action="store_const", const=action, help=help_text)
+    args = parser.parse_args(cli.arguments(argv))
+    return cli.run(PROG, args, args.action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The guard: a second, independent channel above the controller.
+
+It waits in poll() for edges of the kill-switch and the tamper contact and, every tick, for the controller's heartbeat.
+It owns two outputs in series with all contactor coils: safe-enable, dropped at once on an edge or on a late heartbeat,
+and alive, a pulse train for a retriggerable relay that falls out within 100 ms when the guard itself dies or hangs. It
+arms by itself once, at power-up; after any trip only the physical reset arms it again.
+
+The heartbeat is counted in ticks of the guard, not in time: when the whole machine stands still for a moment, the
+guard stood still as well and counts one tick.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from time import monotonic_ns
+
+from drivers.board import Board, open_board
+from statemachine.signals import Guard as GuardState
+from statemachine.signals import GuardTrip
+
+from . import image
+from .realtime import pending_stop, prepare
+
+PRIORITY = 90
+TICK_NS = 2_500_000
+PUBLISH_TICKS = 4
+LATE_PERIODS = 2.5  # of the scan; with one tick of granularity this is within 3
+_TICKS_PER_MS = 1_000_000 / TICK_NS
+
+
+class Guard:
+    """`edges()` when the line fd is readable, `tick()` every TICK_NS."""
+
+    def __init__(self, board: Board) -> None:
+        files = image.writer("guard")
+        last = files["guard"].last()
+        before = image.GUARD.unpack(last) if last else None
+        self._board, self._section, self._log = board, files["guard"], image.EventLog(files["events"])
+        self._control = image.View(image.CONTROL, "controller", "control")
+        self._safe, self._alive = board.outputs["safe_enable"], board.outputs["alive"]
+        self._kill, self._tamper = board.inputs["kill_switch"], board.inputs["tamper"]
+        self._reset = board.inputs["reset_button"]
+        fresh = before is None or before.trip == GuardTrip.START
+        self._armed, self._trip = False, GuardTrip.START if fresh else GuardTrip.GUARD_RESTARTED
+        self._resets = before.resets if before else 0
+        self._scan, self._silent_ticks, self._beating = 0, 0, False
+        self._pressed = bool(self._reset.value)
+        self._ticks = 0
+
+    def edges(self) -> None:
+        """Kernel edges since the last call. A falling kill or tamper edge trips, however short it was."""
+        for edge in self._board.edges():
+            if not edge.level and edge.line == "kill_switch":
+                self._drop(GuardTrip.KILL_SWITCH)
+            elif not edge.level and edge.line == "tamper":
+                self._drop(GuardTrip.TAMPER)
+
+    def tick(self) -> None:
+        """Levels, heartbeat, reset, alive pulse."""
+        self._heartbeat()
+        if not self._kill.value:
+            self._drop(GuardTrip.KILL_SWITCH)
+        elif not self._tamper.value:
+            self._drop(GuardTrip.TAMPER)
+        pressed = bool(self._reset.value)
+        if pressed and not self._pressed:
+            self._resets += 1
+            self._arm()
+        elif self._trip is GuardTrip.START:
+            self._arm()
+        self._pressed = pressed
+        self._alive.value = not self._alive.value
+        self._ticks += 1
+        if self._ticks % PUBLISH_TICKS == 0:
+            self._publish()
+
+    def _heartbeat(self) -> None:
+        control = self._control.refresh()
+        if control is None:
+            return
+        if control.scan < self._scan:
+            self._drop(GuardTrip.CONTROLLER_RESTARTED)
+        self._silent_ticks = self._silent_ticks + 1 if control.scan == self._scan else 0
+        self._scan = control.scan
+        self._beating = self._silent_ticks < LATE_PERIODS * control.period_ms * _TICKS_PER_MS
+        if not self._beating:
+            self._drop(GuardTrip.HEARTBEAT_LATE)
+
+    def _drop(self, why: GuardTrip) -> None:
+        self._safe.value = False
+        if self._armed:
+            self._armed, self._trip = False, why
+            self._publish()
+            self._log.add(0, text=f"safe-enable off: {why.name}")
+
+    def _arm(self) -> None:
+        if not self._armed and self._kill.value and self._tamper.value and self._beating:
+            self._armed, self._trip = True, GuardTrip.NONE
+            self._safe.value = True
+            self._publish()
+            self._log.add(0, text="safe-enable on")
+
+    def _publish(self) -> None:
+        state = GuardState(self._armed, self._trip, bool(self._kill.value), bool(self._tamper.value), self._resets)
+        self._section.publish(image.GUARD.pack(*state))
+
+    def farewell(self) -> None:
+        """Safe-enable off, no more pulses."""
+        self._drop(GuardTrip.HEARTBEAT_LATE)
+        self._safe.value = self._alive.value = False
+
+
+def run(guard: Guard, edge_fd: int) -> None:
+    """Until SIGTERM."""
+    poller = select.poll()
+    poller.register(edge_fd, select.POLLIN)
+    deadline = monotonic_ns() + TICK_NS
+    while not pending_stop():
+        left_ms = (deadline - monotonic_ns()) / 1e6
+        if left_ms > 0 and poller.poll(left_ms):
+            guard.edges()
+            continue
+        guard.tick()
+        deadline = max(deadline + TICK_NS, monotonic_ns())
+    guard.farewell()
+
+
+def main() -> int:
+    """Process entry."""
+    board = open_board("guard", image.run_directory())
+    guard = Guard(board)
+    fifo, _ = prepare(PRIORITY, int(os.environ.get("EMS_RT_CORE", "-1")))
+    print(f"guard: watching, {'SCHED_FIFO 90' if fifo else 'without the right to SCHED_FIFO'}", file=sys.stderr)
+    run(guard, board.edge_fd)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

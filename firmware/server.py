@@ -1,0 +1,474 @@
+"""The appliance's Modbus server, `python -m firmware.server`: answers reads from the process image, takes commands.
+
+A write is applied whole or refused whole: exception 02 for what cannot be written, 03 for a value that is not allowed,
+04 for a command that the state forbids; AckWhy and RefAddr say why and where. The commands live in the register image
+itself, so a read-back is what was written. After a start the mode is off and no set-point is in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+from drivers.modbus.point import FORMATS, UNIMPLEMENTED
+from drivers.modbus.server import ModbusError, serve
+from drivers.section import SectionError, SectionFile
+from statemachine.commands import refusal
+from statemachine.settings import Settings, same
+from statemachine.signals import Command, LossPolicy, Mode, Why
+
+from . import registers
+from .config import ConfigError, Loaded, Site, config_directory, load, load_site
+from .image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, EventLog, View, run_directory, writer
+from .registers import BASE, END, POINT, WSET_GROUP, OpCtl, Own, Row, SetOp, Sources, WSetMode
+from .settings_codec import settings_from_json, settings_to_json
+
+UNIT = 1
+TICK_S = 0.05
+"""The command section is published this often at least; the controller judges our life by it."""
+STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0}
+"""A section older than this reads "not implemented"; without a fresh status no command is taken."""
+PRODUCT = "EMS-1"
+
+_HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
+_ACKS = ("AckFaults", "AlarmReset", "AlmRst")
+_MODES = ("CmdMode", "OpCtl", "SetOp")
+_RUNNING = (Mode.CHARGE, Mode.DISCHARGE, Mode.GRID)
+_OPCTL_MODE = {OpCtl.STOP: Mode.OFF, OpCtl.ENTER_STANDBY: Mode.READY}
+_SEQUENCES = 0xFFFFFFFF
+
+
+class Refused(ModbusError):
+    """A write is refused with Modbus exception `code`; `why` and `address` go into AckWhy and RefAddr."""
+
+    def __init__(self, code: int, why: Why, address: int) -> None:
+        super().__init__(code)
+        self.why, self.address = why, address
+
+
+class _Encoder(NamedTuple):
+    """How one published point gets into the register image."""
+
+    pack_into: Callable[..., None]
+    offset: int
+    value: Callable[[Sources], Any]
+    scale: float
+    bottom: float
+    top: float
+    unimplemented: int
+
+
+def _encoder(row: Row) -> _Encoder:
+    point = row.point
+    signed, bits = point.type in ("int16", "int32"), 16 * point.count
+    top = (1 << bits - 1) - 1 if signed else (1 << bits) - 1
+    assert row.value is not None
+    return _Encoder(
+        struct.Struct(">" + FORMATS[point.type]).pack_into,
+        2 * (point.address - BASE),
+        row.value,
+        point.scale,
+        -top if signed else 0,
+        top,
+        UNIMPLEMENTED[point.type],
+    )
+
+
+_PLAN = {
+    group: [_encoder(row) for row in registers.ROWS if row.group == group and row.value is not None]
+    for group in Sources._fields
+}
+
+
+def _encode(image: bytearray, plan: list[_Encoder], values: list[Any], before: list[Any]) -> None:
+    """Puts the values that are not as before into the registers."""
+    for encoder, number, old in zip(plan, values, before, strict=True):
+        if number == old:
+            continue
+        pack_into, offset, _, scale, bottom, top, unimplemented = encoder
+        if number != number:
+            pack_into(image, offset, unimplemented)
+        else:
+            pack_into(image, offset, round(min(top, max(bottom, number / scale))))
+
+
+def covered(address: int, count: int) -> list[Row]:
+    """The writable points that a block covers exactly. Raises Refused (02)."""
+    rows, at = [], address
+    while at < address + count:
+        row = registers.covering(at)
+        if row is None:
+            raise Refused(2, Why.NO_SUCH_REGISTER, at)
+        if row.point.access == "R":
+            raise Refused(2, Why.READ_ONLY, at)
+        if at != row.point.address or row.point.end > address + count:
+            raise Refused(2, Why.HALF_POINT, at)
+        rows.append(row)
+        at = row.point.end
+    return rows
+
+
+def check_value(row: Row, data: bytes) -> None:
+    """Raises Refused (03) when `data` is no value that the point may take."""
+    point = row.point
+    raw = point.raw(data)
+    if point.values is not None:
+        if raw not in point.values._value2member_map_:
+            raise Refused(3, Why.UNDEFINED_VALUE, point.address)
+        return
+    if raw == UNIMPLEMENTED[point.type]:
+        raise Refused(3, Why.UNDEFINED_VALUE, point.address)
+    assert point.low is not None and point.high is not None
+    if not round(point.low / point.scale) <= raw <= round(point.high / point.scale):
+        raise Refused(3, Why.OUT_OF_RANGE, point.address)
+
+
+def _commanded_mode(image: bytearray, touched: set[str], now: Mode) -> Mode:
+    """The mode that a write leaves behind. START and CONNECT change nothing when they are already so."""
+    if "OpCtl" in touched:
+        wanted = OpCtl(int(registers.get(image, "OpCtl")))
+        return _OPCTL_MODE.get(wanted, now if now in _RUNNING else Mode.GRID)
+    if "SetOp" in touched:
+        if registers.get(image, "SetOp") == SetOp.DISCONNECT:
+            return Mode.OFF
+        return Mode.READY if now in (Mode.OFF, Mode.SERVICE) else now
+    return Mode(int(registers.get(image, "CmdMode")))
+
+
+def _mirror_mode(image: bytearray, mode: Mode) -> None:
+    """CmdMode, OpCtl and SetOp say the same thing, each in its own words."""
+    connected = mode in (*_RUNNING, Mode.READY)
+    registers.put(image, "CmdMode", mode)
+    registers.put(image, "SetOp", SetOp.CONNECT if connected else SetOp.DISCONNECT)
+    if mode in _RUNNING and registers.get(image, "OpCtl") in (OpCtl.START, OpCtl.EXIT_STANDBY):
+        return
+    running = OpCtl.START if mode in _RUNNING else OpCtl.STOP
+    registers.put(image, "OpCtl", OpCtl.ENTER_STANDBY if mode == Mode.READY else running)
+
+
+class Counters(NamedTuple):
+    """What a write adds to."""
+
+    acks: int
+    wset_version: int
+    armed: bool
+
+
+class Appliance:
+    """The device behind the socket. Used from one event loop; reads and writes are each one uninterrupted step."""
+
+    def __init__(self, file: SectionFile, directory: Path | None = None) -> None:
+        self._section = file["command"]
+        self._views: dict[str, View[Any]] = {
+            "status": View(STATUS, "controller", "status", directory),
+            "bms": View(BMS, "aggregator", "bms", directory),
+            "pcs": View(PCS, "aggregator", "pcs", directory),
+            "links": View(LINKS, "aggregator", "links", directory),
+            "guard": View(GUARD, "guard", "guard", directory),
+        }
+        self._image = registers.image()
+        self._sources = Sources(None, None, None, None, None, None, Own(0, 0, 0))
+        self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
+        self._beat_ns = monotonic_ns()
+        self._counters = self._resume()
+        self._reverted = 0
+        self._config_error = False
+        self._defaults: tuple[float, int] | None = None
+        self._update(own=Own(0, 0, 0))
+        registers.put(self._image, "Vr", version("ems-edge"))
+        registers.put(self._image, "SN", platform.node())
+
+    def _resume(self) -> Counters:
+        """Counters go on where a predecessor stopped, so that the controller sees no change that nobody made."""
+        try:
+            last = COMMAND.unpack(self._section.last() or b"")
+        except struct.error:
+            return Counters(0, 1, False)
+        registers.put(self._image, "CmdSeq", last.seq)
+        self._mirror_heartbeat(self._image, last.heartbeat)
+        return Counters(last.ack_count, last.wset_version + 1, False)
+
+    def configure(self, settings: Settings | None, site: Site | None, error: bool) -> None:
+        """Takes a configuration into use (None: keep the one in force). Heartbeat rules follow it when it changes."""
+        self._config_error = error
+        if settings is not None:
+            self._update(settings=settings)
+        if site is not None:
+            self._counters = self._counters._replace(armed=self._counters.armed or site.require_heartbeat)
+            defaults = (site.heartbeat_timeout, int(LossPolicy[site.loss_policy.upper()]))
+            if defaults != self._defaults:
+                self._defaults = defaults
+                registers.put(self._image, "HbTmo", defaults[0])
+                registers.put(self._image, "LossPol", defaults[1])
+        self.publish()
+
+    def serves(self, unit: int) -> bool:
+        return unit == UNIT
+
+    def identity(self, unit: int) -> Mapping[int, bytes]:
+        release = version("ems-edge").encode()
+        return {0: b"ems-edge", 1: PRODUCT.encode(), 2: release, 4: b"EMS battery storage edge appliance", 5: b"EMS-1"}
+
+    def read(self, unit: int, address: int, count: int) -> bytes:
+        if address < BASE or address + count > END:
+            raise ModbusError(2)
+        self._refresh()
+        return bytes(self._image[2 * (address - BASE) : 2 * (address - BASE + count)])
+
+    def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
+        self._refresh()
+        try:
+            self._take(address, data)
+        except Refused as refused:
+            self._update(own=self._sources.own._replace(why=int(refused.why), address=refused.address))
+            raise
+
+    def tick(self) -> None:
+        """Once in TICK_S: counts the appliance's heartbeat, follows a reversion, shows the controller that we live."""
+        self._refresh()
+        now_ns = monotonic_ns()
+        if now_ns - self._beat_ns >= 1_000_000_000:
+            self._beat_ns += (now_ns - self._beat_ns) // 1_000_000_000 * 1_000_000_000
+            if self._sources.status is not None:
+                own = self._sources.own
+                self._update(own=own._replace(beat=(own.beat + 1) % _SEQUENCES))
+        self.publish()
+
+    def publish(self) -> None:
+        """The command as it stands, to the controller."""
+        self._section.publish(COMMAND.pack(*self.command()))
+
+    def command(self) -> Command:
+        """The command that the registers spell."""
+
+        def value(name: str) -> float:
+            return registers.get(self._image, name)
+
+        counters = self._counters
+        return Command(
+            seq=int(value("CmdSeq")),
+            mode=int(value("CmdMode")),
+            w=value("CmdW"),
+            c_rate=value("CmdRamp"),
+            target_soc_pct=value("CmdTgtSoC"),
+            heartbeat=int(value("ControllerHb")),
+            heartbeat_armed=counters.armed,
+            heartbeat_timeout_s=value("HbTmo"),
+            loss_policy=int(value("LossPol")),
+            ack_count=counters.acks,
+            wset_version=counters.wset_version,
+            wset_enabled=bool(value("WSetEna")),
+            wset_w=self._set_point_w("WSet", "WSetPct"),
+            wset_revert_w=self._set_point_w("WSetRvrt", "WSetPctRvrt"),
+            wset_revert_enabled=bool(value("WSetEnaRvrt")),
+            wset_revert_s=value("WSetRvrtTms"),
+            config_error=self._config_error,
+        )
+
+    def _set_point_w(self, watts: str, percent: str) -> float:
+        settings = self._sources.settings
+        if registers.get(self._image, "WSetMod") == WSetMode.WATTS or settings is None:
+            return registers.get(self._image, watts)
+        share = registers.get(self._image, percent) / 100
+        return share * (registers.rated_discharge_w if share > 0 else registers.rated_charge_w)(settings)
+
+    def _update(self, **changed: Any) -> None:
+        self._sources = self._sources._replace(**changed)
+        groups = {*changed, "status"} if "own" in changed else set(changed)
+        for group in groups:
+            plan, before = _PLAN[group], self._encoded[group]
+            values = self._encoded[group] = [encoder.value(self._sources) for encoder in plan]
+            _encode(self._image, plan, values, before)
+
+    def _refresh(self) -> None:
+        """Encodes the sections that were published, or went stale, since the last time."""
+        now_ns = monotonic_ns()
+        for name, view in self._views.items():
+            value = view.refresh()
+            if value is not None and view.age_ms(now_ns) > STALE_MS[name]:
+                value = None
+            if value is not getattr(self._sources, name):
+                self._update(**{name: value})
+        self._follow_reversion()
+
+    def _follow_reversion(self) -> None:
+        status, current = self._sources.status, self._counters.wset_version
+        if status is None or status.wset_reverted != current or self._reverted == current:
+            return
+        self._reverted = current
+        for name, source in (("WSetEna", "WSetEnaRvrt"), ("WSet", "WSetRvrt"), ("WSetPct", "WSetPctRvrt")):
+            registers.put(self._image, name, registers.get(self._image, source))
+        self.publish()
+
+    def _take(self, address: int, data: bytes) -> None:
+        rows = covered(address, len(data) // 2)
+        for row in rows:
+            at = 2 * (row.point.address - address)
+            check_value(row, data[at : at + 2 * row.point.count])
+        image = bytearray(self._image)
+        start = 2 * (address - BASE)
+        image[start : start + len(data)] = data
+        touched = {row.point.name for row in rows}
+        counters = self._apply(image, touched, rows)
+        self._image[:] = image
+        self._counters = counters
+        if self._sources.own.why and touched - set(_HEARTBEATS):
+            self._update(own=self._sources.own._replace(why=0))
+        self.publish()
+
+    def _apply(self, image: bytearray, touched: set[str], rows: list[Row]) -> Counters:
+        """Everything that follows from the written values, on a copy. Raises Refused (04)."""
+        counters = self._counters
+        for name in touched.intersection(_HEARTBEATS):
+            self._mirror_heartbeat(image, int(registers.get(image, name)))
+            counters = counters._replace(armed=True)
+        for name in touched.intersection(_ACKS):
+            counters = counters._replace(acks=counters.acks + int(registers.get(image, name)))
+            registers.put(image, name, 0)
+        if not touched.isdisjoint(WSET_GROUP):
+            if registers.get(image, "WSetMod") == WSetMode.W_MAX_PCT and self._sources.settings is None:
+                raise Refused(4, Why.NO_CONFIGURATION, POINT["WSetMod"].address)
+            counters = counters._replace(wset_version=counters.wset_version + 1)
+        if not touched.isdisjoint((*_MODES, "CmdSeq")):
+            self._apply_mode(image, touched, rows)
+        return counters
+
+    @staticmethod
+    def _mirror_heartbeat(image: bytearray, heartbeat: int) -> None:
+        registers.put(image, "ControllerHb", heartbeat)
+        for name in ("CtrlHb", "802.CtrlHb"):
+            registers.put(image, name, heartbeat % 0xFFFF)
+
+    def _apply_mode(self, image: bytearray, touched: set[str], rows: list[Row]) -> None:
+        before = Mode(int(registers.get(self._image, "CmdMode")))
+        mode = _commanded_mode(image, touched, before)
+        at = next(row.point.address for row in rows if row.point.name in (*_MODES, "CmdSeq"))
+        self._permit(mode, POINT["CmdMode"].address if "CmdMode" in touched else at)
+        if mode != before and "CmdSeq" not in touched:
+            registers.put(image, "CmdSeq", (registers.get(image, "CmdSeq") + 1) % _SEQUENCES)
+        _mirror_mode(image, mode)
+
+    def _permit(self, mode: Mode, address: int) -> None:
+        if mode == Mode.OFF:
+            return
+        status = self._sources.status
+        why = Why.NO_DATA if status is None else refusal(mode, status.state, status.permit)
+        if why != Why.NONE:
+            raise Refused(4, why, address)
+
+
+class Configuration:
+    """Reads the files, publishes what is valid, keeps what was valid when they are not."""
+
+    def __init__(self, directory: Path, file: SectionFile, appliance: Appliance) -> None:
+        self._directory, self._section, self._appliance = directory, file["config"], appliance
+        self._events = EventLog(file["events"])
+        self._settings = self._left_over()
+
+    def _left_over(self) -> Settings | None:
+        last = self._section.last()
+        try:
+            return settings_from_json(last) if last else None
+        except ValueError:
+            return None
+
+    def reload(self) -> Site | None:
+        """All files: in force and published, or refused with one event and one line on stderr an error."""
+        revision = self._settings.revision if self._settings else 0
+        try:
+            loaded = load(self._directory, revision + 1)
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                print(f"configuration refused: {line}", file=sys.stderr, flush=True)
+                self._events.add(0, text=f"CONFIG {line.replace(f'{self._directory}/', '')}")
+            self._appliance.configure(self._settings, None, error=True)
+            return None
+        return self._accept(loaded)
+
+    def _accept(self, loaded: Loaded) -> Site:
+        if self._settings is None or not same(self._settings, loaded.settings):
+            self._settings = loaded.settings
+        self._section.publish(settings_to_json(self._settings))
+        self._appliance.configure(self._settings, loaded.site, error=False)
+        return loaded.site
+
+
+def _site(directory: Path) -> Site:
+    """site.conf alone, or its defaults: a bad file must not silence the appliance."""
+    try:
+        return load_site(directory)
+    except ConfigError:
+        return Site()
+
+
+def _endpoint(site: Site) -> tuple[str, int]:
+    port = os.environ.get("EMS_MODBUS_PORT", str(site.modbus_port))
+    if not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"EMS_MODBUS_PORT = {port}: allowed 0 to 65535 (0 = any free port)")
+    return os.environ.get("EMS_MODBUS_HOST", site.modbus_host), int(port)
+
+
+async def run(run_dir: Path, config_dir: Path) -> int:
+    """Serves until SIGTERM or SIGINT. Exit code."""
+    try:
+        file = writer("server", run_dir)
+    except SectionError as error:
+        return _complain(str(error))
+    appliance = Appliance(file, run_dir)
+    configuration = Configuration(config_dir, file, appliance)
+    site = configuration.reload()
+    if site is None:
+        site = _site(config_dir)
+        appliance.configure(None, site, error=True)
+    try:
+        host, port = _endpoint(site)
+        server = await serve(appliance, host, port)
+    except ValueError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; free the port or set EMS_MODBUS_PORT"
+        )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, configuration.reload)
+    print(f"modbus server: unit {UNIT} on {host}:{server.port}", file=sys.stderr, flush=True)
+    await _beat(appliance, stop)
+    server.close()
+    return 0
+
+
+async def _beat(appliance: Appliance, stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    while not stop.is_set():
+        appliance.tick()
+        due = max(due + TICK_S, loop.time())
+        try:
+            await asyncio.wait_for(stop.wait(), due - loop.time())
+        except TimeoutError:
+            continue
+
+
+def _complain(text: str) -> int:
+    print(f"modbus server: {text}", file=sys.stderr, flush=True)
+    return 1
+
+
+def main() -> int:
+    return asyncio.run(run(run_directory(), config_directory()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

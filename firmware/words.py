@@ -1,0 +1,91 @@
+"""Numbers of registers and events in the words of the people who read them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from statemachine.faults import FAULTS
+from statemachine.signals import LimitReason, Why
+from statemachine.states import State
+
+WHY: dict[Why, str] = {
+    Why.NONE: "accepted",
+    Why.SEQ_NOT_NEW: "CmdSeq was used before the last trip or restart; write a new number",
+    Why.FAULT_LATCHED: "a fault is latched; remove its cause and acknowledge",
+    Why.EMERGENCY_STOP: "emergency stop; remove its cause, press reset, acknowledge",
+    Why.LOCKOUT: "locked out; a service visit is needed",
+    Why.IN_SERVICE: "in service; command mode off first",
+    Why.NOT_ISOLATED: "service is entered from ISOLATED only; command mode off first",
+    Why.NO_DATA: "BMS or PCS data is missing, stale or implausible",
+    Why.INTERLOCK_OPEN: "an interlock is open; run ems-tool --verify-interlocks",
+    Why.GUARD_NOT_ARMED: "the guard is not armed; press reset",
+    Why.NO_CONFIGURATION: "no valid configuration yet; read battery.log",
+    Why.STARTING: "still starting; try again",
+    Why.OUT_OF_RANGE: "a value is out of its range",
+    Why.READ_ONLY: "the register is read-only",
+    Why.HALF_POINT: "half of a 32-bit point; write both registers at once",
+    Why.UNDEFINED_VALUE: "a value that means nothing",
+    Why.CAUSE_ACTIVE: "the cause of the fault is still there",
+    Why.HEARTBEAT_LOST: "the site controller's heartbeat was lost",
+    Why.LOCAL: "local control",
+    Why.CONTACTORS_CLOSED: "not while the contactors are closed",
+    Why.NO_SUCH_REGISTER: "no such register",
+    Why.BMS_ALARM: "the BMS has a stop or trip alarm; mend its cause",
+    Why.BMS_ALARM: "the BMS has a stop or trip alarm; read its alarm bits",
+}
+assert set(WHY) == set(Why)
+
+LIMIT: dict[LimitReason, str] = {
+    LimitReason.NONE: "nothing",
+    LimitReason.COMMAND: "the command",
+    LimitReason.BMS: "the BMS",
+    LimitReason.PCS: "the PCS",
+    LimitReason.SITE: "limits.conf",
+    LimitReason.STEP: "step-charge above 70 % SoC",
+    LimitReason.PLATING: "the plating ceiling",
+    LimitReason.COLD: "the coldest cell",
+    LimitReason.HEALTH: "the state of health",
+    LimitReason.HOT: "the hottest cell",
+    LimitReason.VOLTAGE: "the cell voltage",
+    LimitReason.LOW_CELL: "a deeply discharged cell",
+    LimitReason.BALANCE: "balancing",
+    LimitReason.RAMP: "the ramp",
+    LimitReason.REVERSION: "the set-point's timer",
+    LimitReason.LOOP: "a thermal loop",
+    LimitReason.SOC: "the SoC window",
+    LimitReason.NO_DATA: "missing data",
+    LimitReason.STATE: "open contactors",
+}
+assert set(LIMIT) == set(LimitReason)
+
+
+def name_of(kind: type[IntEnum], number: int) -> str:
+    """The name of a number, or the number itself when this version does not know it."""
+    return kind(number).name if number in kind._value2member_map_ else str(number)
+
+
+def state(number: int) -> str:
+    return name_of(State, number)
+
+
+def why(number: int) -> str:
+    return WHY[Why(number)] if number in Why._value2member_map_ else f"reason {number}"
+
+
+def limit(number: int) -> str:
+    return LIMIT[LimitReason(number)] if number in LimitReason._value2member_map_ else f"limit {number}"
+
+
+def fault(bit: int) -> str:
+    """`ERR_GROUND_FAULT: what happened; what to do next`."""
+    row = next((row for row in FAULTS if row.bit == bit), None)
+    return f"{row.name}: {row.text}" if row else f"fault bit {bit}"
+
+
+def contactors(bits: int) -> str:
+    """Bits neg (lowest), pos, pre."""
+    parts = (
+        f"{name} {'closed' if bits >> n & 1 else 'open'}"
+        for n, name in enumerate(("negative", "positive", "precharge"))
+    )
+    return ", ".join(parts)

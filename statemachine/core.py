@@ -1,0 +1,410 @@
+"""One scan: inputs in, outputs out. The same inputs after the same history give the same outputs, always."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import charge, contactors, delta, detect, latch, leds, wishes
+from .cmf import Cmf
+from .contactors import Coils, Phase, Sequence
+from .faults import LOCKOUT_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
+from .settings import Settings, narrowed, same
+from .signals import (
+    Bms,
+    EventKind,
+    Inputs,
+    InterlockBit,
+    LimitReason,
+    Lines,
+    Mode,
+    Outputs,
+    Pcs,
+    StatusBit,
+    Why,
+)
+from .states import CHARGING, CLOSED, State
+from .table import TIMEOUTS_S, Bits
+
+RESET_PRESS_MS = 20.0  # a press must stand two scans
+REST_A = 0.5  # demand below it is zero
+CEILING_V, CEILING_MS = 0.005, 1000.0  # absorb: the loop binds this near the ceiling for this long
+TAIL_MS = 5000.0
+FULL_PCT = 99.5  # a target at or above it is reached by voltage and tail, not by the SoC estimate
+STEP_HYSTERESIS_PCT = 1.0
+EMPTY_C = 0.005  # a discharge limit below it, by voltage or SoC, ends a discharge
+
+_ENERGISED = CLOSED | {State.PRECHARGE}
+_SILENT = frozenset({State.INIT, State.SERVICE, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT})
+
+
+class Memory(NamedTuple):
+    """All that the core carries from one scan to the next."""
+
+    state: State = State.INIT
+    in_state_ms: float = 0.0
+    now_ms: float = 0.0
+    settings: Settings | None = None  # in force
+    offered: Settings | None = None  # as last read
+    latches: latch.Latches = latch.Latches()
+    sequence: Sequence = Sequence()
+    coils: Coils = Coils(False, False, False)
+    coils_ms: float = 0.0  # since they changed
+    delta: delta.Delta = delta.Delta()
+    law: charge.Law = charge.Law()
+    limits: charge.Limits = charge.NOTHING
+    demand_a: float = 0.0
+    wishes: wishes.Wishes = wishes.Wishes()
+    finished: wishes.Content | None = None  # content of the command whose target was reached
+    ack_count: int = -1
+    pressed_ms: float = 0.0  # how long the reset button is held
+    ceiling_ms: float = 0.0
+    tail_ms: float = 0.0
+    under_load: bool = False  # the last opening was above the break current
+    balance_over: bool = False
+
+
+class _Now(NamedTuple):
+    """This scan's judged inputs."""
+
+    bms: Bms | None  # fresh, identified, complete
+    pcs: Pcs | None
+    loops: charge.Loops
+    permit: Why
+
+
+class Core:
+    """`step(inputs, dt_ms)` once a scan. Raises on inputs of the wrong type; the caller then drives outputs safe."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = memory or Memory()
+        self._cmf = Cmf()
+
+    def step(self, inputs: Inputs, dt_ms: float) -> Outputs:
+        """One scan, `dt_ms` after the one before."""
+        m = self.memory
+        events: list[tuple[int, int, int]] = []
+        m, ack, reset = _edges(_adopt(m, inputs, events), inputs, dt_ms)
+        now = _judge(m, inputs)
+        seen_wishes, wish = wishes.step(m.wishes, inputs.command, inputs.command_age_ms, m.state, now.permit, dt_ms)
+        _tell_wishes(m.wishes, seen_wishes, events)
+        m = m._replace(wishes=seen_wishes)
+        m = _watch(m, now, inputs, ack, reset, dt_ms, events)
+        bits = _bits(m, now, wish, inputs)
+        m = _enter(m, self._cmf.next(m.state, bits), wish, bits, events)
+        m = _switch(m, now, bits, inputs, dt_ms, events)
+        m = _supply(m, now, wish, inputs, dt_ms)
+        self.memory = m
+        return _outputs(m, now, wish, inputs, events)
+
+
+def _adopt(m: Memory, inputs: Inputs, events: list[tuple[int, int, int]]) -> Memory:
+    """Takes a new configuration: whole while open, only what is narrower while a contactor is closed."""
+    offered = inputs.settings
+    if offered is None:
+        return m
+    is_open = m.state not in _ENERGISED and not any(contactors.feedback(inputs.lines))
+    if m.settings is None or is_open:
+        in_force = offered
+    elif m.offered is not None and offered.revision == m.offered.revision:
+        return m
+    else:
+        in_force = narrowed(m.settings, offered)
+    if m.settings is not None and in_force == m.settings:
+        return m if m.offered is offered else m._replace(offered=offered)
+    events.append((EventKind.SETTINGS, in_force.revision, 0 if same(in_force, offered) else 1))
+    return m._replace(settings=in_force, offered=offered)
+
+
+def _edges(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, bool, bool]:
+    """Acknowledge and reset act once, when they arrive; a reset button that is held or stuck is one press."""
+    count = inputs.command.ack_count if inputs.command else m.ack_count
+    ack = 0 <= m.ack_count < count
+    pressed = m.pressed_ms + dt_ms if inputs.lines.reset_pressed else 0.0
+    reset = m.pressed_ms < RESET_PRESS_MS <= pressed
+    return m._replace(ack_count=count, pressed_ms=pressed, now_ms=m.now_ms + dt_ms), ack, reset
+
+
+def _judge(m: Memory, inputs: Inputs) -> _Now:
+    s = m.settings
+    if s is None:
+        return _Now(None, None, charge.Loops(float("nan"), False), Why.NO_CONFIGURATION)
+    bms, pcs = inputs.bms, inputs.pcs
+    if bms is not None and not (bms.poll and bms.identity_ok and inputs.bms_age_ms <= s.bms_timeout * 1000.0):
+        bms = None
+    if pcs is not None and not (pcs.poll and pcs.identity_ok and inputs.pcs_age_ms <= s.pcs_timeout * 1000.0):
+        pcs = None
+    loops = detect.loops(inputs.lines.loops_ma, inputs.lines.loops_age_ms, s)
+    return _Now(bms, pcs, loops, _permit(m, s, bms, pcs, inputs))
+
+
+def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: Inputs) -> Why:
+    """Why the contactors may not close now; NONE when they may."""
+    if bms is None or pcs is None or not bms.plausible:
+        return Why.NO_DATA
+    if bms.alarm_stop or bms.alarm_trip:
+        return Why.BMS_ALARM
+    if m.latches.shown & SEVERE_MASK:
+        return Why.FAULT_LATCHED
+    if inputs.guard is None or not inputs.guard.armed or inputs.guard_age_ms > detect.GUARD_SILENT_MS:
+        return Why.GUARD_NOT_ARMED
+    if not detect.interlocks_closed(inputs, s):
+        return Why.INTERLOCK_OPEN
+    return Why.NONE
+
+
+def _watch(
+    m: Memory, now: _Now, inputs: Inputs, ack: bool, reset: bool, dt_ms: float, events: list[tuple[int, int, int]]
+) -> Memory:
+    """Detects and latches."""
+    before, s = m.latches, m.settings
+    if s is not None:
+        calibrated = m.delta.calibrated
+        m = m._replace(delta=delta.observe(m.delta, s, now.bms, now.pcs, m.sequence.phase is Phase.CLOSED))
+        if m.delta.calibrated and not calibrated:
+            events.append((EventKind.DV_ZERO, round(m.delta.offset_v * 1000.0), 0))
+    ah = s.rated_ah if s else 0.0
+    allowed_a = (
+        max(m.limits.charge_c, m.limits.available_charge_c) * ah,
+        max(m.limits.discharge_c, m.limits.available_discharge_c) * ah,
+    )
+    seen = detect.Seen(
+        inputs, s, now.bms, now.pcs, now.loops, m.state, m.in_state_ms, m.coils, m.coils_ms, m.sequence.phase,
+        m.sequence.failed, m.delta, allowed_a, m.wishes.lost, m.under_load, m.balance_over,
+    )  # fmt: skip
+    after = latch.step(before, detect.raw(seen), dt_ms, ack, reset)
+    _tell_bits(EventKind.FAULT_ON, after.shown & ~before.shown, events)
+    _tell_bits(EventKind.FAULT_OFF, before.active & ~after.active, events)
+    _tell_bits(EventKind.FAULT_ACK, before.latched & ~after.latched, events)
+    if ack:
+        why = Why.CAUSE_ACTIVE if after.latched else Why.NONE
+        m = m._replace(wishes=m.wishes._replace(why=why))
+    return m._replace(latches=after)
+
+
+def _tell_bits(kind: EventKind, bits: int, events: list[tuple[int, int, int]]) -> None:
+    while bits:
+        lowest = bits & -bits
+        events.append((kind, lowest.bit_length() - 1, 0))
+        bits ^= lowest
+
+
+def _tell_wishes(before: wishes.Wishes, after: wishes.Wishes, events: list[tuple[int, int, int]]) -> None:
+    if (before.seq, before.mode, before.result) != (after.seq, after.mode, after.result):
+        events.append((EventKind.COMMAND, after.seq, after.why))
+    if before.lost != after.lost:
+        events.append((EventKind.HEARTBEAT, 0 if after.lost else 1, 0))
+    if before.wset_reverted != after.wset_reverted:
+        events.append((EventKind.REVERT, after.wset_reverted, 0))
+
+
+def _at_rest(m: Memory, now: _Now) -> bool:
+    """Demand is zero and a meter says so. BMS first, else PCS; without both only time ends a stop."""
+    meter = now.bms.rack_a if now.bms else now.pcs.dc_a if now.pcs else None
+    if m.settings is None or meter is None or abs(m.demand_a) > REST_A:
+        return False
+    return abs(meter) <= m.settings.break_current
+
+
+def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
+    s, bms, shown = m.settings, now.bms, m.latches.shown
+    stay_s = m.in_state_ms / 1000.0
+    limit_s = TIMEOUTS_S.get(m.state)
+    if m.state is State.CHARGE_BALANCE and s is not None:
+        limit_s = s.balance_time_limit
+    step_from = 0.0
+    if s is not None:
+        step_from = s.cell.step_factor[0][0] - (STEP_HYSTERESIS_PCT if m.state is State.CHARGE_STEP else 0.0)
+    return Bits(
+        trip=bool(shown & TRIP_MASK),
+        lockout=bool(shown & LOCKOUT_MASK),
+        stop=bool(shown & STOP_MASK),
+        data_ok=bms is not None and now.pcs is not None and bms.plausible,
+        opened=not any(contactors.feedback(inputs.lines)),
+        permit=now.permit is Why.NONE,
+        closed=m.sequence.phase is Phase.CLOSED,
+        calibrated=m.delta.calibrated,
+        at_rest=_at_rest(m, now) or (m.state is State.STOPPING and s is not None and stay_s >= s.stop_time_limit),
+        run=Mode.READY <= wish.mode <= Mode.GRID,
+        charge=wish.mode is Mode.CHARGE,
+        discharge=wish.mode is Mode.DISCHARGE,
+        grid=wish.mode is Mode.GRID,
+        service=wish.mode is Mode.SERVICE,
+        finished=m.finished == wish.content,
+        target=_target_reached(m, bms, wish),
+        ramped=m.limits.charge_reason is not LimitReason.RAMP,
+        step_zone=bms is not None and bms.soc_max_pct >= step_from,
+        ceiling=m.ceiling_ms >= CEILING_MS,
+        tail=m.tail_ms >= TAIL_MS,
+        spread=bms is not None and s is not None and bms.cell_v_max - bms.cell_v_min > s.cell_balancing_threshold,
+        timeout=limit_s is not None and stay_s >= limit_s,
+    )
+
+
+def _target_reached(m: Memory, bms: Bms | None, wish: wishes.Wish) -> bool:
+    s = m.settings
+    if bms is None or s is None:
+        return False
+    if wish.mode is Mode.DISCHARGE:
+        empty = m.limits.available_discharge_reason in (LimitReason.SOC, LimitReason.VOLTAGE)
+        at_end = empty and m.limits.available_discharge_c < EMPTY_C
+        return at_end or bms.soc_pct <= max(wish.target_soc_pct, s.min_soc)
+    target = min(wish.target_soc_pct, s.max_soc)
+    return wish.mode is Mode.CHARGE and target < FULL_PCT and bms.soc_pct >= target
+
+
+def _enter(m: Memory, state: State, wish: wishes.Wish, bits: Bits, events: list[tuple[int, int, int]]) -> Memory:
+    """Bookkeeping of a state change."""
+    if state is m.state:
+        return m if m.finished is None or m.finished == wish.content else m._replace(finished=None)
+    events.append((EventKind.STATE, m.state, state))
+    done = state is State.CHARGED or (m.state is State.DISCHARGE and bits.target and bits.discharge)
+    return m._replace(
+        state=state,
+        in_state_ms=0.0,
+        finished=wish.content if done else m.finished,
+        under_load=m.under_load if state is not State.PRECHARGE else False,
+        balance_over=(m.state is State.CHARGE_BALANCE and state is State.CHARGED and bits.spread)
+        or (m.balance_over and state not in CHARGING),
+    )
+
+
+def _switch(
+    m: Memory, now: _Now, bits: Bits, inputs: Inputs, dt_ms: float, events: list[tuple[int, int, int]]
+) -> Memory:
+    """Contactors. Only PRECHARGE starts a sequence; STOPPING opens at rest and never closes again."""
+    stopping = m.state is State.STOPPING
+    stays = m.state in CLOSED and m.sequence.phase is Phase.CLOSED and not (stopping and bits.at_rest)
+    close = m.settings is not None and (m.state is State.PRECHARGE or stays)
+    before = m.sequence
+    under_load = m.under_load or (stopping and not close and before.phase is Phase.CLOSED and not _at_rest(m, now))
+    if m.settings is None:
+        after = Sequence()
+    else:
+        after = contactors.advance(
+            before, close, inputs.lines, m.settings, now.bms, inputs.bms_age_ms, now.pcs, inputs.pcs_age_ms, dt_ms
+        )
+    if after.phase is not before.phase:
+        if after.phase is Phase.POSITIVE:
+            events.append((EventKind.PRECHARGE, after.tries, 1))
+        elif after.phase is Phase.PAUSE or (after.failed and not before.failed):
+            events.append((EventKind.PRECHARGE, after.tries, 0))
+    coils = contactors.COILS[after.phase]
+    changed = coils != m.coils
+    if changed:
+        events.append((EventKind.COILS, coils.neg | coils.pos << 1 | coils.pre << 2, 0))
+    return m._replace(
+        sequence=after, coils=coils, coils_ms=0.0 if changed else m.coils_ms + dt_ms, under_load=under_load,
+        in_state_ms=m.in_state_ms + dt_ms,
+    )  # fmt: skip
+
+
+def _supply(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, dt_ms: float) -> Memory:
+    """Limits and the demanded current."""
+    s = m.settings
+    if s is None:
+        return m._replace(limits=charge.NOTHING, demand_a=0.0)
+    requested_c = wish.c_rate
+    charging, discharging = m.state in CHARGING, m.state is State.DISCHARGE
+    if m.state is State.GRID_SUPPORT and now.bms is not None and now.bms.rack_v > 0.0:
+        requested_c = abs(wish.grid_w) / now.bms.rack_v / s.rated_ah
+        charging, discharging = wish.grid_w < 0.0, wish.grid_w > 0.0
+    dt_s = dt_ms / 1000.0
+    usable = now.bms if now.bms is not None and now.bms.plausible else None
+    limits, law = charge.limits(
+        m.law, s, usable, now.pcs, now.loops, requested_c, charging, discharging,
+        m.state is State.CHARGE_BALANCE, dt_s,
+    )  # fmt: skip
+    demand_a = _demand(m, limits, s, charging, discharging, inputs, dt_s)
+    ceiling_ms = tail_ms = 0.0
+    if charging and usable is not None and limits.charge_reason is LimitReason.VOLTAGE:
+        near = s.cell.v_limit_v - usable.cell_v_max <= CEILING_V
+        near = near or (s.max_charge_voltage - usable.rack_v) / s.cells_in_series <= CEILING_V
+        ceiling_ms = m.ceiling_ms + dt_ms if near else 0.0
+        tail_ms = m.tail_ms + dt_ms if near and limits.charge_c <= charge.TAIL_RATE_C else 0.0
+    return m._replace(limits=limits, law=law, demand_a=demand_a, ceiling_ms=ceiling_ms, tail_ms=tail_ms)
+
+
+def _demand(
+    m: Memory, limits: charge.Limits, s: Settings, charging: bool, discharging: bool, inputs: Inputs, dt_s: float
+) -> float:
+    """Amperes, + is discharge. Never outside the limits; zero without confirmed contactors and closed interlocks."""
+    confirmed = m.sequence.phase is Phase.CLOSED and inputs.lines.fb_neg and inputs.lines.fb_pos
+    if m.state not in CLOSED or not confirmed or not detect.interlocks_closed(inputs, s):
+        return 0.0
+    if charging:
+        return -limits.charge_c * s.rated_ah
+    if discharging:
+        return limits.discharge_c * s.rated_ah
+    down_a = s.ramp_down_rate * s.rated_ah * dt_s
+    demand_a = max(0.0, m.demand_a - down_a) if m.demand_a > 0.0 else min(0.0, m.demand_a + down_a)
+    return min(max(demand_a, -limits.available_charge_c * s.rated_ah), limits.available_discharge_c * s.rated_ah)
+
+
+def _interlock_bits(inputs: Inputs) -> int:
+    lines: Lines = inputs.lines
+    flags = {
+        InterlockBit.KILL_OK: lines.kill_ok,
+        InterlockBit.TAMPER_OK: lines.tamper_ok,
+        InterlockBit.INSULATION_OK: lines.insulation_ok,
+        InterlockBit.FEEDBACK_NEG: lines.fb_neg,
+        InterlockBit.FEEDBACK_POS: lines.fb_pos,
+        InterlockBit.FEEDBACK_PRE: lines.fb_pre,
+        InterlockBit.RESET_PRESSED: lines.reset_pressed,
+        InterlockBit.GUARD_ARMED: inputs.guard is not None and inputs.guard.armed,
+    }
+    return lines.interlocks | sum(1 << bit for bit, on in flags.items() if on)
+
+
+def _status_bits(m: Memory, now: _Now, inputs: Inputs) -> int:
+    command = inputs.command
+    flags = {
+        StatusBit.CONFIG_REFUSED: command is not None and command.config_error,
+        StatusBit.CONFIG_PENDING: m.settings is not None and m.offered is not None and not same(m.settings, m.offered),
+        StatusBit.BMS_STALE: now.bms is None,
+        StatusBit.PCS_STALE: now.pcs is None,
+        StatusBit.HEARTBEAT_ARMED: command is not None and command.heartbeat_armed,
+        StatusBit.HEARTBEAT_LOST: m.wishes.lost,
+        StatusBit.DV_CALIBRATED: m.delta.calibrated,
+        StatusBit.SERVER_STALE: inputs.command_age_ms > wishes.SERVER_STALE_MS,
+    }
+    return sum(1 << bit for bit, on in flags.items() if on)
+
+
+def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: list[tuple[int, int, int]]) -> Outputs:
+    ah = m.settings.rated_ah if m.settings else 0.0
+    shown, lim = m.latches.shown, m.limits
+    chain_ok = inputs.lines.kill_ok and inputs.lines.tamper_ok
+    codes = leds.codes(
+        m.state, shown, now.bms is not None, now.pcs is not None, chain_ok, bool(m.latches.latched & TRIP_MASK)
+    )
+    silent = m.state in _SILENT
+    return Outputs(
+        state=m.state,
+        coil_neg=m.coils.neg,
+        coil_pos=m.coils.pos,
+        coil_pre=m.coils.pre,
+        setpoint_a=m.demand_a,
+        pcs_run=m.state in CLOSED and m.sequence.phase is Phase.CLOSED,
+        charge_limit_a=0.0 if silent else lim.charge_c * ah,
+        discharge_limit_a=0.0 if silent else lim.discharge_c * ah,
+        charge_reason=LimitReason.STATE if silent else lim.charge_reason,
+        discharge_reason=LimitReason.STATE if silent else lim.discharge_reason,
+        demand_w=m.demand_a * (now.bms.rack_v if now.bms else 0.0),
+        faults_active=m.latches.active,
+        faults_latched=m.latches.latched,
+        led_codes=codes,  # type: ignore[arg-type]
+        led_levels=tuple(leds.level(code, int(m.now_ms)) for code in codes),  # type: ignore[arg-type]
+        ack_seq=max(0, m.wishes.seq),
+        ack_result=m.wishes.result,
+        ack_why=m.wishes.why,
+        permit=now.permit,
+        status_bits=_status_bits(m, now, inputs),
+        wset_active_w=wish.grid_w if wish.wset_active else float("nan"),
+        wset_remaining_s=m.wishes.wset_left_ms / 1000.0,
+        wset_reverted=m.wishes.wset_reverted,
+        dv_v=m.delta.dv_v,
+        precharge_tries=m.sequence.tries,
+        interlocks=_interlock_bits(inputs),
+        settings_revision=m.settings.revision if m.settings else 0,
+        events=tuple(events),
+    )

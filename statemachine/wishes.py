@@ -1,0 +1,112 @@
+"""What the site controller's command means in this scan: newness, refusal, heartbeat, reversion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .commands import refusal
+from .signals import Command, LossPolicy, Mode, Result, Why
+from .states import CLOSED, State
+
+SERVER_STALE_MS = 2000.0
+VOIDING = frozenset({State.INIT, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT})
+"""A command that was there in one of these never acts afterwards: a newer CmdSeq is needed."""
+
+Content = tuple[int, float, float, float]  # mode, W, C-rate, target
+
+
+class Wishes(NamedTuple):
+    """Memory of the command side."""
+
+    seq: int = -1
+    mode: int = Mode.OFF  # as last judged
+    voided_seq: int = -1
+    fallback: Mode = Mode.OFF  # mode while the command is void
+    result: Result = Result.NONE
+    why: Why = Why.NONE
+    heartbeat: int = -1
+    quiet_ms: float = 0.0
+    lost: bool = False
+    wset_version: int = -1
+    wset_left_ms: float = 0.0
+    wset_reverted: int = 0
+
+
+class Wish(NamedTuple):
+    """The command in force."""
+
+    mode: Mode
+    content: Content
+    c_rate: float
+    target_soc_pct: float
+    grid_w: float  # set-point of GRID_SUPPORT, + is discharge
+    wset_active: bool
+    reverted: bool
+
+
+IDLE = Wish(Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
+
+
+def _heartbeat(w: Wishes, c: Command | None, age_ms: float, dt_ms: float) -> Wishes:
+    """Alive is a value that differs from the last one; a reset to 0 counts. A silent server counts as silence."""
+    if c is None:
+        return w
+    if c.heartbeat != w.heartbeat and age_ms <= SERVER_STALE_MS:
+        return w._replace(heartbeat=c.heartbeat, quiet_ms=0.0, lost=False)
+    quiet = w.quiet_ms + dt_ms
+    overdue = c.heartbeat_armed and quiet > c.heartbeat_timeout_s * 1000.0
+    return w._replace(quiet_ms=quiet, lost=overdue or age_ms > SERVER_STALE_MS)
+
+
+def _reversion(w: Wishes, c: Command, dt_ms: float) -> Wishes:
+    if c.wset_version != w.wset_version:
+        return w._replace(wset_version=c.wset_version, wset_left_ms=c.wset_revert_s * 1000.0)
+    if w.wset_left_ms <= 0.0:
+        return w
+    left = max(0.0, w.wset_left_ms - dt_ms)
+    return w._replace(wset_left_ms=left, wset_reverted=w.wset_reverted if left else c.wset_version)
+
+
+def _void(w: Wishes, c: Command, state: State) -> Wishes:
+    """Takes the command out of force where the state or a lost heartbeat demands it."""
+    if state in VOIDING:
+        return w._replace(voided_seq=c.seq, fallback=Mode.OFF)
+    if w.lost and c.loss_policy != LossPolicy.HOLD and w.voided_seq != c.seq:
+        stay = c.loss_policy == LossPolicy.STANDBY and state in CLOSED and c.mode not in (Mode.OFF, Mode.SERVICE)
+        return w._replace(voided_seq=c.seq, fallback=Mode.READY if stay else Mode.OFF, why=Why.HEARTBEAT_LOST)
+    return w
+
+
+def _judge(w: Wishes, c: Command, state: State, permit: Why) -> Wishes:
+    """Accepts or rejects a command that is new or changed its mode; a rejected one never acts later."""
+    if (c.seq, c.mode) == (w.seq, w.mode):
+        return w
+    why = refusal(c.mode, state, permit)
+    if why is Why.NONE and c.mode != Mode.OFF:
+        why = Why.SEQ_NOT_NEW if c.seq == w.voided_seq else Why.HEARTBEAT_LOST if w.lost else Why.NONE
+    w = w._replace(seq=c.seq, mode=c.mode, why=why, result=Result.REJECTED if why else Result.ACCEPTED)
+    return w._replace(voided_seq=c.seq, fallback=_kept(w, state)) if why else w
+
+
+def _kept(w: Wishes, state: State) -> Mode:
+    """A rejected command leaves closed contactors closed at 0 A."""
+    return Mode.READY if state in CLOSED and state is not State.STOPPING else Mode.OFF
+
+
+def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, dt_ms: float) -> tuple[Wishes, Wish]:
+    """One scan of the command side."""
+    w = _heartbeat(w, c, age_ms, dt_ms)
+    if c is None:
+        return w, IDLE
+    w = _reversion(w, c, dt_ms)
+    w = _judge(w, c, state, permit)
+    w = _void(w, c, state)
+    if state is State.ISOLATED and c.seq != w.voided_seq and Mode.READY <= c.mode <= Mode.GRID and permit:
+        w = w._replace(voided_seq=c.seq, fallback=Mode.OFF, result=Result.REJECTED, why=permit)
+    mode = w.fallback if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
+    reverted = w.wset_reverted == c.wset_version and w.wset_version > 0
+    enabled = c.wset_revert_enabled if reverted else c.wset_enabled
+    wset_w = c.wset_revert_w if reverted else c.wset_w
+    grid_w = wset_w if enabled else c.w
+    content = (mode, grid_w, c.c_rate, c.target_soc_pct)
+    return w, Wish(mode, content, c.c_rate, c.target_soc_pct, grid_w, enabled, reverted)

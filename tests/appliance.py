@@ -1,0 +1,123 @@
+"""The whole appliance and its bench as `make run HEADLESS=1` starts them, on ports of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from waiting import wait_until
+
+from drivers.bench.control import POINTS as BENCH_POINTS
+from firmware.points import PointClient, PointError
+from firmware.registers import POINT
+from firmware.runner import Ports
+from statemachine.signals import Mode
+from statemachine.states import State
+
+
+def free_ports() -> Ports:
+    """Four ports nobody serves at the moment."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in Ports._fields]
+    ports = Ports(*(s.getsockname()[1] for s in sockets))
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Appliance:
+    """Talks to it as a site controller does, and to the bench as an outside check does."""
+
+    def __init__(self, runner: subprocess.Popen[str], ports: Ports, logs: Path) -> None:
+        self.runner, self.ports, self.logs = runner, ports, logs
+        self.site = PointClient("127.0.0.1", ports.EMS_MODBUS_PORT, POINT)
+        self.bench = PointClient("127.0.0.1", ports.EMS_BENCH_PORT, {p.name: p for p in BENCH_POINTS})
+
+    def get(self, name: str) -> float:
+        return self.site.read(name)[name]
+
+    def truth(self, name: str) -> float:
+        return self.bench.read(name)[name]
+
+    def inject(self, **values: float) -> None:
+        for name, value in values.items():
+            self.bench.write({name: value})
+
+    def state(self) -> State | None:
+        """None while the controller is silent."""
+        try:
+            value = self.get("CmfState")
+        except PointError:
+            return None
+        return None if value != value else State(int(value))
+
+    def until(self, *wanted: State, timeout_s: float = 30.0) -> State:
+        seen: list[State | None] = []
+
+        def there() -> bool:
+            now = self.state()
+            if not seen or seen[-1] is not now:
+                seen.append(now)
+            return now in wanted
+
+        wait_until(there, timeout_s, lambda: f"{' or '.join(s.name for s in wanted)}; went {seen}")
+        assert seen[-1] is not None
+        return seen[-1]
+
+    def command(self, mode: Mode, rate_c: float = 0.5, target_pct: float = 80.0, w: float = 0.0) -> int:
+        """One FC16; the new CmdSeq."""
+        seq = int(self.get("CmdSeq")) + 1
+        self.site.write({"CmdSeq": seq, "CmdMode": mode, "CmdW": w, "CmdRamp": rate_c, "CmdTgtSoC": target_pct})
+        return seq
+
+    def all_open(self) -> bool:
+        return not any(self.bench.read("true_pos", "true_neg", "true_precharge").values())
+
+    def pid(self, name: str) -> int:
+        """Process id of one of the runner's children, by its module."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal() or f"PPid:\t{self.runner.pid}\n" not in (entry / "status").read_text():
+                continue
+            if f"firmware.{name}" in (entry / "cmdline").read_text().split("\0"):
+                return int(entry.name)
+        raise AssertionError(f"{name} does not run")
+
+    def log(self) -> str:
+        return (self.logs / "battery.log").read_text()
+
+
+@contextmanager
+def appliance(logs: Path, speed: int = 1, soc: float = 20.0, **environment: str) -> Iterator[Appliance]:
+    """Started, READY printed; ended in order afterwards."""
+    ports = free_ports()
+    environ = {**os.environ, **{k: str(v) for k, v in ports._asdict().items()}, **environment}
+    environ.pop("EMS_CONFIG_DIR", None)
+    runner = subprocess.Popen(
+        [
+            sys.executable, "-m", "firmware.runner", "--headless", "--speed", str(speed), "--soc", str(soc),
+            "--directory", str(logs),
+        ],
+        env=environ, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert runner.stdout is not None
+    try:
+        for line in runner.stdout:
+            if line == "READY\n":
+                break
+        else:
+            raise AssertionError(f"the runner ended with {runner.wait()}")
+        made = Appliance(runner, ports, logs)
+        yield made
+        made.site.close()
+        made.bench.close()
+    finally:
+        runner.send_signal(signal.SIGTERM)
+        try:
+            runner.wait(40)
+        finally:
+            runner.kill()

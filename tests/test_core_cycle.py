@@ -1,0 +1,291 @@
+"""The Charge Management Function as the manual tells it, in milliseconds and without any process."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from rig import Rig, profile, settings
+
+from statemachine.contactors import Coils
+from statemachine.signals import EventKind, LimitReason, Result, Why
+from statemachine.states import State
+
+NONE = Coils(False, False, False)
+
+
+def test_nothing_moves_before_the_first_complete_plausible_snapshot() -> None:
+    rig = Rig(bms_alive=False).send(mode=1)
+    rig.scan(5000)
+    assert rig.state() is State.INIT
+    assert rig.coils == NONE
+    assert rig.o.permit == Why.NO_DATA
+
+
+def test_implausible_bms_data_does_not_start_the_appliance() -> None:
+    rig = Rig(bms_changes={"plausible": False}).scan(2000)
+    assert rig.state() is State.INIT
+
+
+def test_an_unverified_device_does_not_start_the_appliance() -> None:
+    assert Rig(bms_changes={"identity_ok": False}).scan(2000).o.state is State.INIT
+    assert Rig(pcs_changes={"identity_ok": False}).scan(2000).o.state is State.INIT
+
+
+def test_missing_devices_end_init_in_a_fault_that_says_so() -> None:
+    rig = Rig(pcs_alive=False).until(State.FAULT, 31_000)
+    assert rig.now_ms >= 30_000
+
+
+def test_precharge_closes_negative_then_resistor_then_positive() -> None:
+    rig = Rig().until(State.ISOLATED, 1000).send(mode=1).until(State.READY, 15_000)
+    bits = [a for kind, a, _ in rig.events if kind == EventKind.COILS]
+    assert bits == [0b001, 0b101, 0b111, 0b011]
+    assert (EventKind.PRECHARGE, 1, 1) in rig.events
+    assert abs(rig.link_v - rig.rack_v()) < rig.settings.precharge_voltage
+
+
+def test_precharge_is_not_believed_before_the_link_voltage_has_risen() -> None:
+    rig = Rig().until(State.ISOLATED, 1000).send(mode=1).scan(1000)
+    assert rig.state() is State.PRECHARGE
+    assert rig.coils == Coils(True, False, True)
+
+
+def test_three_failed_precharges_are_a_fault_and_leave_everything_open() -> None:
+    rig = Rig(precharge_works=False).until(State.ISOLATED, 1000).send(mode=1).until(State.FAULT, 60_000)
+    assert [b for kind, _, b in rig.events if kind == EventKind.PRECHARGE] == [0, 0, 0]
+    assert rig.coils == NONE
+    rig.scan(20_000)
+    assert rig.state() is State.FAULT
+
+
+def test_a_stuck_contactor_fails_precharge() -> None:
+    rig = Rig(stuck=Coils(True, False, False)).until(State.ISOLATED, 1000).send(mode=1).until(State.FAULT, 20_000)
+    assert "PRECHARGE" in [s.name for s in rig.visited]
+
+
+def test_a_full_charge_from_20_to_80_percent_goes_through_the_states_of_the_manual() -> None:
+    rig = Rig(soc=20.0)
+    rig.ready().send(mode=2, c_rate=0.5, target_soc_pct=80.0)
+    rig.scan(60_000)
+    assert rig.current_a == pytest.approx(-560.0, rel=0.01)
+    rig.dt_ms = 2000.0
+    rig.until(State.CHARGED, 3 * 3600_000)
+    rig.dt_ms = 10.0
+    assert 79.9 < rig.soc < 80.2
+    rig.scan(10_000)
+    assert abs(rig.current_a) < 1.0
+    rig.send(mode=0).until(State.ISOLATED, 15_000)
+    assert rig.visited == [
+        State.INIT, State.ISOLATED, State.PRECHARGE, State.READY, State.CHARGE_RAMP, State.CHARGE_BULK,
+        State.CHARGE_STEP, State.CHARGED, State.STOPPING, State.ISOLATED,
+    ][1:]  # fmt: skip
+    assert rig.coils == NONE
+    assert rig.o.faults_latched == 0
+
+
+def test_the_limit_falls_from_70_percent() -> None:
+    rig = Rig(soc=69.0, dt_ms=10.0)
+    rig.charging(c_rate=0.4, target=90.0)
+    rig.until(State.CHARGE_BULK, 60_000)
+    flat = rig.o.charge_limit_a
+    rig.dt_ms = 1000.0
+    rig.until(State.CHARGE_STEP, 3600_000)
+    assert rig.soc == pytest.approx(70.0, abs=0.2)
+    assert rig.o.charge_limit_a == pytest.approx(flat, rel=0.02)
+    rig.scan(20 * 60_000)
+    assert rig.o.charge_limit_a < 0.9 * flat
+
+
+def test_a_charge_to_full_holds_the_highest_cell_at_its_ceiling_then_balances() -> None:
+    rig = Rig(soc=96.0, spread_v=0.030, cell_r_v_per_c=0.25)
+    rig.charging(c_rate=0.5, target=100.0)
+    rig.dt_ms = 100.0
+    rig.until(State.CHARGE_ABSORB, 4 * 3600_000)
+    highest = 0.0
+    while rig.state() is State.CHARGE_ABSORB:
+        rig.once()
+        highest = max(highest, rig.cell_v())
+    assert highest < profile().v_limit_v + 0.010
+    assert rig.state() is State.CHARGE_BALANCE
+    assert -rig.o.setpoint_a <= 0.05 * 1120.0 + 1e-6
+    rig.spread_v = 0.005
+    rig.until(State.CHARGED, 10_000)
+
+
+def test_the_voltage_loop_does_not_oscillate() -> None:
+    rig = Rig(soc=96.0, spread_v=0.002)
+    rig.charging(c_rate=0.5, target=100.0)
+    rig.dt_ms = 100.0
+    rig.until(State.CHARGE_ABSORB, 4 * 3600_000)
+    rig.scan(120_000)
+    limits = []
+    for _ in range(3000):
+        limits.append(rig.once().charge_limit_a / 1120.0)
+        if rig.state() is not State.CHARGE_ABSORB:
+            break
+    rises = sum(max(0.0, b - a) for a, b in pairwise(limits))
+    assert rises < 0.02, "the limit should glide down, measured ripple of the loop is 0.009 C"
+
+
+def test_balancing_that_never_ends_is_ended_by_time_with_a_warning() -> None:
+    rig = Rig(soc=98.0, spread_v=0.030, settings=settings(balance_time_limit=60.0))
+    rig.charging(c_rate=0.3, target=100.0)
+    rig.dt_ms = 100.0
+    rig.until(State.CHARGE_BALANCE, 6 * 3600_000).until(State.CHARGED, 62_000)
+    rig.scan(200)
+    assert rig.o.faults_active & 1 << 27
+    assert rig.o.faults_latched == 0
+
+
+def test_the_same_command_sent_many_times_changes_nothing() -> None:
+    once, often = Rig().charging(), Rig().charging()
+    for _ in range(300):
+        once.once()
+        often.command = often.command._replace(seq=often.command.seq + 1)
+        often.once()
+    assert often.visited == once.visited
+    assert often.o.setpoint_a == once.o.setpoint_a
+    assert often.core.memory.coils_ms == once.core.memory.coils_ms, "no contactor moved"
+
+
+def test_a_repeated_charge_command_does_not_restart_a_finished_charge() -> None:
+    rig = Rig(soc=79.0).charging(c_rate=0.5, target=80.0)
+    rig.dt_ms = 100.0
+    rig.until(State.CHARGED, 600_000)
+    rig.soc = 79.0
+    rig.send().scan(5000)
+    assert rig.state() is State.CHARGED
+    rig.send(target_soc_pct=85.0).until(State.CHARGE_RAMP, 1000)
+
+
+def test_discharge_ramps_out_and_ends_at_its_target() -> None:
+    rig = Rig(soc=50.0).ready().send(mode=3, c_rate=0.5, target_soc_pct=49.0).until(State.DISCHARGE, 1000)
+    rig.scan(10_000)
+    assert 0.0 < rig.current_a < 0.5 * 1120.0
+    rig.dt_ms = 100.0
+    rig.until(State.READY, 600_000)
+    assert rig.soc == pytest.approx(49.0, abs=0.1)
+    rig.scan(30_000)
+    assert rig.state() is State.READY
+    assert rig.o.setpoint_a == 0.0
+
+
+def test_grid_support_follows_power_both_ways() -> None:
+    rig = Rig(soc=50.0).ready().send(mode=4, w=100_000.0).until(State.GRID_SUPPORT, 1000).scan(30_000)
+    assert rig.o.demand_w == pytest.approx(100_000.0, rel=0.01)
+    rig.send(w=-50_000.0).scan(30_000)
+    assert rig.o.demand_w == pytest.approx(-50_000.0, rel=0.01)
+
+
+def test_a_set_point_reverts_after_its_timer() -> None:
+    rig = Rig(soc=50.0).ready().send(mode=4).until(State.GRID_SUPPORT, 1000)
+    rig.command = rig.command._replace(
+        wset_version=1, wset_enabled=True, wset_w=80_000.0, wset_revert_w=-20_000.0, wset_revert_enabled=True,
+        wset_revert_s=20.0,
+    )  # fmt: skip
+    rig.scan(15_000)
+    assert rig.o.demand_w == pytest.approx(80_000.0, rel=0.01)
+    assert 4.0 < rig.o.wset_remaining_s < 6.0
+    rig.scan(15_000)
+    assert rig.o.wset_reverted == 1
+    assert rig.o.demand_w == pytest.approx(-20_000.0, rel=0.01)
+
+
+def test_stop_ramps_down_first_and_opens_below_the_break_current() -> None:
+    rig = Rig().charging()
+    rig.scan(30_000)
+    assert rig.current_a < -500.0
+    rig.send(mode=0).until(State.STOPPING, 100)
+    assert rig.coils == Coils(True, True, False), "category 1: the current goes first"
+    while rig.once().coil_pos:
+        pass
+    assert abs(rig.current_a) <= rig.settings.break_current
+    rig.until(State.ISOLATED, 1000)
+    assert not rig.o.faults_active >> 24 & 1
+
+
+def test_a_stop_that_cannot_ramp_opens_at_its_bound_and_says_so() -> None:
+    rig = Rig().charging().scan(20_000)
+    rig.bms_changes = {"rack_a": -500.0}
+    rig.send(mode=0).until(State.STOPPING, 100)
+    start = rig.now_ms
+    while rig.coils.pos:
+        rig.once()
+        assert rig.now_ms - start < 11_000
+    assert rig.now_ms - start >= 9_900
+    assert rig.o.faults_active >> 24 & 1 or rig.once().faults_active >> 24 & 1
+
+
+def test_service_is_entered_from_isolated_only_and_cannot_energise() -> None:
+    rig = Rig().ready().send(mode=5).scan(100)
+    assert rig.o.ack_why == Why.NOT_ISOLATED
+    assert rig.state() is State.READY
+    rig.send(mode=0).until(State.ISOLATED, 15_000)
+    rig.send(mode=5).until(State.SERVICE, 100)
+    rig.send(mode=2, c_rate=0.5, target_soc_pct=80.0).scan(2000)
+    assert rig.o.ack_why == Why.IN_SERVICE
+    assert rig.coils == NONE
+
+
+def test_commands_are_acknowledged_with_their_sequence() -> None:
+    rig = Rig().until(State.ISOLATED, 1000)
+    rig.send(mode=1).scan(50)
+    assert (rig.o.ack_seq, rig.o.ack_result) == (rig.command.seq, Result.ACCEPTED)
+
+
+def test_a_rejected_command_does_not_act_later() -> None:
+    rig = Rig().until(State.ISOLATED, 1000)
+    rig.lines = rig.lines._replace(interlocks=0xF7)
+    rig.send(mode=2, c_rate=0.5, target_soc_pct=80.0).scan(200)
+    assert (rig.o.ack_result, rig.o.ack_why) == (Result.REJECTED, Why.INTERLOCK_OPEN)
+    rig.lines = rig.lines._replace(interlocks=0xFF)
+    rig.scan(20_000)
+    assert rig.state() is State.ISOLATED
+    assert rig.coils == NONE
+
+
+def test_a_command_from_before_the_start_does_not_close_a_contactor() -> None:
+    rig = Rig()
+    rig.command = rig.command._replace(seq=7, mode=2, c_rate=0.5, target_soc_pct=80.0)
+    rig.scan(20_000)
+    assert rig.state() is State.ISOLATED
+    assert rig.coils == NONE
+
+
+def test_a_lost_heartbeat_ramps_to_zero_and_traffic_alone_does_not_restart() -> None:
+    rig = Rig(heartbeats=True).charging()
+    rig.scan(10_000)
+    rig.heartbeats = False
+    rig.until(State.READY, 12_000)
+    rig.scan(5000)
+    assert rig.o.setpoint_a == 0.0
+    assert rig.o.faults_active >> 26 & 1
+    rig.heartbeats = True
+    rig.scan(5000)
+    assert rig.state() is State.READY
+    rig.send().until(State.CHARGE_RAMP, 1000)
+
+
+def test_loss_policy_isolate_opens_and_hold_goes_on() -> None:
+    for policy, expected in ((2, State.ISOLATED), (1, State.CHARGE_BULK)):
+        rig = Rig(heartbeats=True).charging()
+        rig.command = rig.command._replace(loss_policy=policy)
+        rig.heartbeats = False
+        rig.scan(40_000)
+        assert rig.state() is expected
+
+
+def test_the_same_inputs_give_the_same_outputs() -> None:
+    one, two = Rig(), Rig()
+    for rig in (one, two):
+        rig.charging().scan(5000)
+    assert repr(one.o) == repr(two.o)
+    assert repr(one.core.memory) == repr(two.core.memory)
+
+
+def test_a_rate_above_the_plating_ceiling_is_limited_and_the_reason_named() -> None:
+    rig = Rig(soc=60.0).charging(c_rate=1.0, target=90.0)
+    rig.scan(60_000)
+    assert rig.o.charge_reason == LimitReason.PLATING
+    assert rig.o.charge_limit_a / 1120.0 < 0.60
