@@ -102,7 +102,7 @@ class Limits(_Conf):
         "fastest rise of the current; with a faster one a late voltage sample looks like a bad joint",
     )
     ramp_down_rate: float = _number(
-        0.1, 0.01, 10, "C/s", "fall of the current in an orderly end; a falling limit acts at once"
+        0.5, 0.01, 10, "C/s", "fall of the current in an orderly end; a falling limit acts at once"
     )
     bms_timeout: float = _number(0.35, 0.05, 5, "s", "age at which BMS data is stale (three missed polls of 100 ms)")
     pcs_timeout: float = _number(0.2, 0.05, 5, "s", "age at which PCS data is stale")

@@ -11,10 +11,11 @@ import os
 import sys
 import traceback
 from time import monotonic_ns
-from typing import NamedTuple
 
 from drivers.board import Board, open_board
+from drivers.section import SectionReader
 from statemachine.core import Core
+from statemachine.settings import Settings
 from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit
 from statemachine.states import CLOSED, State
 
@@ -25,23 +26,26 @@ from .settings_codec import settings_from_json
 from .statistics import Histogram
 
 PRIORITY = 80
+DEFAULT_PERIOD_MS = 10
+CONFIGURATION_WAIT_NS = 10_000_000_000
 STATISTICS_EVERY = 100  # scans between two percentile walks
 ORDERLY_STOP_NS = 15_000_000_000  # SIGTERM: ramp down and open; after this open anyway
 _COILS = ("coil_neg", "coil_pos", "coil_pre")
 _LEDS = ("led_run", "led_charge", "led_comm", "led_fault", "led_kill")
 
 
-class Timing(NamedTuple):
-    """One scan period's bookkeeping, ns."""
-
-    deadline: int
-    period: int
+def _configuration(section: SectionReader) -> Settings | None:
+    """The configuration, for which a start waits a moment; None when there is none, then every limit is 0."""
+    give_up = monotonic_ns() + CONFIGURATION_WAIT_NS
+    while (found := section.read()) is None and monotonic_ns() < give_up:
+        sleep_until(monotonic_ns() + 20_000_000)
+    return None if found is None else settings_from_json(found.payload)
 
 
 class Controller:
     """Everything the scan needs, opened once. `scan()` is one scan."""
 
-    def __init__(self, board: Board, period_ns: int) -> None:
+    def __init__(self, board: Board) -> None:
         self._board, self._core = board, Core()
         files = image.writer("controller")
         last = files["status"].last()
@@ -53,7 +57,7 @@ class Controller:
         self._guard = image.View(image.GUARD, "guard", "guard")
         self._config = image.reader("server", "config")
         self._config_sequence = 0
-        self._settings = None if (found := self._config.read()) is None else settings_from_json(found.payload)
+        self._settings = _configuration(self._config)
         self._in = [board.inputs[n] for n in ("kill_switch", "tamper", "reset_button", "insulation")]
         self._interlocks = [board.inputs[f"interlock_{n}"] for n in range(1, 9)]
         self._feedback = [board.inputs[n] for n in ("fb_neg", "fb_pos", "fb_pre")]
@@ -62,7 +66,7 @@ class Controller:
         self._wake, self._execution = Histogram(), Histogram()
         self._percentiles = (0, 0, 0, 0)
         self._started_ns = monotonic_ns()
-        self.period_ns = period_ns
+        self.period_ns = (self._settings.scan_period_ms if self._settings else DEFAULT_PERIOD_MS) * 1_000_000
         self.scans = self.overruns = self.late_scans = self.late_in_row = 0
         self.fixed_status_bits = 1 << StatusBit.BENCH if board.is_bench else 0
         self.stopping = False
@@ -174,12 +178,16 @@ def run(controller: Controller) -> None:
 
 def main() -> int:
     """Process entry. Exit code 1 after an exception in a scan: outputs are off by then."""
-    board = open_board("controller", image.run_directory())
-    period_ms = int(os.environ.get("EMS_SCAN_MS", "10"))
-    controller = Controller(board, period_ms * 1_000_000)
+    try:
+        board = open_board("controller", image.run_directory())
+        controller = Controller(board)
+    except OSError as error:
+        print(f"controller: {error}", file=sys.stderr)
+        return 2
     fifo, locked = prepare(PRIORITY, int(os.environ.get("EMS_RT_CORE", "-1")))
     controller.fixed_status_bits |= (not fifo) << StatusBit.NO_REALTIME | (not locked) << StatusBit.NO_MEMLOCK
     grade = "SCHED_FIFO 80" if fifo else "without the right to SCHED_FIFO: expect late scans"
+    period_ms = controller.period_ns // 1_000_000
     print(f"controller: scan every {period_ms} ms, {grade}{'' if locked else ', memory not locked'}", file=sys.stderr)
     try:
         run(controller)

@@ -129,8 +129,12 @@ def run(guard: Guard, edge_fd: int) -> None:
 
 def main() -> int:
     """Process entry."""
-    board = open_board("guard", image.run_directory())
-    guard = Guard(board)
+    try:
+        board = open_board("guard", image.run_directory())
+        guard = Guard(board)
+    except OSError as error:
+        print(f"guard: {error}", file=sys.stderr)
+        return 2
     fifo, _ = prepare(PRIORITY, int(os.environ.get("EMS_RT_CORE", "-1")))
     print(f"guard: watching, {'SCHED_FIFO 90' if fifo else 'without the right to SCHED_FIFO'}", file=sys.stderr)
     run(guard, board.edge_fd)

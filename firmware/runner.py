@@ -63,7 +63,10 @@ def module(name: str, policy: Policy = Policy.RESTART) -> Process:
 
 
 BENCH = module("drivers.bench", Policy.END)
-APPLIANCE = tuple(module(f"firmware.{name}") for name in ("historian", "guard", "server", "aggregator", "controller"))
+APPLIANCE = (
+    *(module(f"firmware.{name}") for name in ("historian", "guard", "server", "aggregator")),
+    module("firmware.controller")._replace(stop_s=CONTROLLER_STOP_S),
+)
 """In the order of their start. The stop is the other way round, so the historian sees it to the end."""
 
 
@@ -203,6 +206,7 @@ class Run:
             "EMS_CONFIG_DIR": str(self.config),
             "EMS_BENCH_SIZE": f"{site.strings}x{site.modules_per_string}x{site.cells_per_module}",
             "EMS_BENCH_CHEMISTRY": site.cell_profile.partition("_")[0],
+            "EMS_RT_CORE": str(site.rt_core),
         }
         chosen |= {name: str(port) for name, port in self.ports._asdict().items()}
         self.supervisor = Supervisor(self.work, {**environ, **chosen}, say)

@@ -92,15 +92,18 @@ class Appliance:
 
 
 @contextmanager
-def appliance(logs: Path, speed: int = 1, soc: float = 20.0, **environment: str) -> Iterator[Appliance]:
-    """Started, READY printed; ended in order afterwards."""
+def appliance(
+    logs: Path, speed: int = 1, soc: float = 20.0, without: str = "", **environment: str
+) -> Iterator[Appliance]:
+    """Started, READY printed; ended in order afterwards. `without`: capabilities taken away, as setpriv names them."""
     ports = free_ports()
     environ = {**os.environ, **{k: str(v) for k, v in ports._asdict().items()}, **environment}
     environ.pop("EMS_CONFIG_DIR", None)
     runner = subprocess.Popen(
         [
-            sys.executable, "-m", "firmware.runner", "--headless", "--speed", str(speed), "--soc", str(soc),
-            "--directory", str(logs),
+            *(("setpriv", "--bounding-set", without) if without else ()),
+            *(sys.executable, "-m", "firmware.runner", "--headless", "--directory", str(logs)),
+            *("--speed", str(speed), "--soc", str(soc)),
         ],
         env=environ, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

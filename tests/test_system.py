@@ -167,6 +167,44 @@ def test_an_orderly_stop_and_start_of_the_command_returns_to_isolated(charging: 
     assert charging.get("FaultBits") == 0
 
 
+def _configure(a: Appliance, name: str, value: str) -> None:
+    """Changes a line of limits.conf and sends SIGHUP to the runner, as the manual says."""
+    path = a.logs / "config" / "limits.conf"
+    lines = path.read_text().splitlines()
+    changed = [f"{name} = {value}" if line.split(" =")[0] == name else line for line in lines]
+    assert changed != lines
+    path.write_text("\n".join(changed) + "\n")
+    a.runner.send_signal(signal.SIGHUP)
+
+
+def test_a_reread_configuration_narrows_at_once_widens_when_open_and_refuses_nonsense(charging: Appliance) -> None:
+    a = charging
+    before = a.get("ChaLimA")
+    _configure(a, "max_charge_current", "40")
+    wait_until(lambda: a.get("ChaLimA") == 40.0, 5, "the lower limit is obeyed under charge")
+    _configure(a, "max_charge_current", "99999")
+    wait_until(lambda: int(a.get("StatusBits")) >> StatusBit.CONFIG_REFUSED & 1, 5, "the refusal is shown")
+    assert a.get("ChaLimA") == 40.0
+    wait_until(lambda: "max_charge_current = 99999" in a.log(), 5, "the log names the line")
+    _configure(a, "max_charge_current", "1120")
+    wait_until(lambda: int(a.get("StatusBits")) >> StatusBit.CONFIG_PENDING & 1, 5, "the widening waits")
+    assert a.get("ChaLimA") == 40.0
+    a.command(Mode.OFF)
+    a.until(State.ISOLATED)
+    wait_until(lambda: a.get("ChaLimA") >= before, 5, "open contactors take the wider limit")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root to give rights away")
+def test_without_the_right_to_real_time_the_bench_still_runs_and_says_so(tmp_path: Path) -> None:
+    with appliance(tmp_path, without="-sys_nice,-ipc_lock") as a:
+        a.until(State.ISOLATED)
+        bits = int(a.get("StatusBits"))
+        assert bits >> StatusBit.NO_REALTIME & 1
+        assert bits >> StatusBit.NO_MEMLOCK & 1
+        said = (a.logs / "controller.log").read_text()
+        assert said.count("without the right to SCHED_FIFO") == 1
+
+
 def _mbpoll(a: Appliance, first: int, *values: int) -> None:
     ended = subprocess.run(
         [
