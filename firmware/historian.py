@@ -156,7 +156,8 @@ class Historian:
             self._collect(process, reader)
         now_ns = time.monotonic_ns()
         if now_ns >= self._next_ns and self._row(now_ns):
-            self._next_ns = max(self._next_ns + self._period_ns, now_ns)
+            due_ns = self._next_ns + self._period_ns
+            self._next_ns = due_ns if due_ns > now_ns else now_ns + self._period_ns
 
     def say(self, text: str) -> None:
         """A line of the historian's own."""

@@ -237,11 +237,18 @@ def test_a_control_write_is_whole_or_refused(bench: BenchProcess) -> None:
 
 def test_bench_inputs_reach_the_board_before_the_write_is_answered(bench: BenchProcess, appliance: Appliance) -> None:
     board = appliance.guard
+    wait_until(lambda: board.inputs["reset_button"].value == 0, 2, "an earlier press is over")
+    board.edges()
     for name in ("kill_switch", "tamper", "reset_button"):
         bench.set(name, 1)
         assert board.inputs[name].value == (1 if name == "reset_button" else 0)
         bench.set(name, 0)
-    assert [edge.line for edge in board.edges()] == ["kill_switch"] * 2 + ["tamper"] * 2 + ["reset_button"] * 2
+    edges = board.edges()
+    assert [edge.line for edge in edges] == ["kill_switch"] * 2 + ["tamper"] * 2 + ["reset_button"]
+    wait_until(lambda: board.inputs["reset_button"].value == 0, 2, "the button springs back")
+    released = board.edges()
+    assert [(edge.line, edge.level) for edge in released] == [("reset_button", 0)]
+    assert released[0].stamp_ns - edges[-1].stamp_ns >= 190_000_000, "a press as short as a thumb can make it"
     bench.set("interlock_4", 0)
     assert board.inputs["interlock_4"].value == 0
     bench.set("interlock_4", 1)

@@ -149,7 +149,7 @@ def test_a_row_of_the_cycle_has_state_limit_reason_cells_and_faults(run: Path, l
 
 def test_rows_come_once_a_period_and_never_repeat_a_dead_controller(run: Path, logs: Path) -> None:
     controller = writer("controller", run)
-    historian = Historian(run, logs, csv_period_s=3600)
+    historian = Historian(run, logs, csv_period_s=60)
     historian.poll()
     assert not (logs / "cycle.csv").exists()
     controller["status"].publish(STATUS.pack(*_STATUS), monotonic_ns() - 2_000_000_000)
