@@ -29,7 +29,7 @@ PRIORITY = 80
 DEFAULT_PERIOD_MS = 10
 CONFIGURATION_WAIT_NS = 10_000_000_000
 STATISTICS_EVERY = 100  # scans between two percentile walks
-ORDERLY_STOP_NS = 15_000_000_000  # SIGTERM: ramp down and open; after this open anyway
+ORDERLY_STOP_NS = 18_000_000_000  # SIGTERM: ramp down and open; after this open anyway
 _COILS = ("coil_neg", "coil_pos", "coil_pre")
 _LEDS = ("led_run", "led_charge", "led_comm", "led_fault", "led_kill")
 
@@ -129,7 +129,8 @@ class Controller:
         return Status(
             self._started_ns, self.scans, o.state, o.coil_neg | o.coil_pos << 1 | o.coil_pre << 2,
             lines.fb_neg | lines.fb_pos << 1 | lines.fb_pre << 2, o.setpoint_a, o.pcs_run, o.charge_limit_a,
-            o.discharge_limit_a, o.charge_reason, o.discharge_reason, o.demand_w, o.faults_active, o.faults_latched,
+            o.discharge_limit_a, o.charge_reason, o.discharge_reason,
+            o.available_charge_a, o.available_discharge_a, o.demand_w, o.faults_active, o.faults_latched,
             sum(code << 8 * at for at, code in enumerate(o.led_codes)),
             sum(level << at for at, level in enumerate(o.led_levels)),
             o.ack_seq, o.ack_result, o.ack_why, o.permit, o.status_bits | self.fixed_status_bits, o.wset_active_w,
@@ -155,9 +156,10 @@ class Controller:
             device.value = False
 
     def farewell(self, out: Outputs) -> None:
-        """Tells the successor that this stop was meant."""
+        """Tells the successor that this stop was meant, unless a fault waits to be acknowledged."""
         self.safe()
-        self._publish(out._replace(events=()), self._inputs(monotonic_ns()), stopped=True)
+        last = out._replace(setpoint_a=0.0, pcs_run=False, events=())
+        self._publish(last, self._inputs(monotonic_ns()), stopped=not out.faults_latched)
 
 
 def run(controller: Controller) -> None:

@@ -17,7 +17,6 @@ import sys
 from time import monotonic_ns
 
 from drivers.board import Board, open_board
-from statemachine.signals import Guard as GuardState
 from statemachine.signals import GuardTrip
 
 from . import image
@@ -26,18 +25,20 @@ from .realtime import pending_stop, prepare
 PRIORITY = 90
 TICK_NS = 2_500_000
 PUBLISH_TICKS = 4
+RESET_TICKS = 8  # a press stands for 20 ms, as the controller's does: a scan cannot miss what lies between
+STALL_NS = 100_000_000  # the alive relay falls out in a longer gap: from then on only the reset arms
 LATE_PERIODS = 2.5  # of the scan; with one tick of granularity this is within 3
 _TICKS_PER_MS = 1_000_000 / TICK_NS
+_TRIPS = {"kill_switch": GuardTrip.KILL_SWITCH, "tamper": GuardTrip.TAMPER}
 
 
 class Guard:
     """`edges()` when the line fd is readable, `tick()` every TICK_NS."""
 
     def __init__(self, board: Board) -> None:
-        files = image.writer("guard")
-        last = files["guard"].last()
-        before = image.GUARD.unpack(last) if last else None
-        self._board, self._section, self._log = board, files["guard"], image.EventLog(files["events"])
+        self.files = image.writer("guard")
+        self._board, self._section, self._log = board, self.files["guard"], image.EventLog(self.files["events"])
+        before = image.GUARD.unpack(last) if (last := self._section.last()) else None
         self._control = image.View(image.CONTROL, "controller", "control")
         self._safe, self._alive = board.outputs["safe_enable"], board.outputs["alive"]
         self._kill, self._tamper = board.inputs["kill_switch"], board.inputs["tamper"]
@@ -45,32 +46,33 @@ class Guard:
         fresh = before is None or before.trip == GuardTrip.START
         self._armed, self._trip = False, GuardTrip.START if fresh else GuardTrip.GUARD_RESTARTED
         self._resets = before.resets if before else 0
-        self._scan, self._silent_ticks, self._beating = 0, 0, False
-        self._pressed = bool(self._reset.value)
-        self._ticks = 0
+        left = self._control.refresh()
+        self._scan, self._silent_ticks, self._beating = left.scan if left else 0, 1 << 30, False
+        self._pressed_ticks = RESET_TICKS if self._reset.value else 0
+        self._ticks, self._ticked_ns = 0, monotonic_ns()
 
     def edges(self) -> None:
         """Kernel edges since the last call. A falling kill or tamper edge trips, however short it was."""
         for edge in self._board.edges():
-            if not edge.level and edge.line == "kill_switch":
-                self._drop(GuardTrip.KILL_SWITCH)
-            elif not edge.level and edge.line == "tamper":
-                self._drop(GuardTrip.TAMPER)
+            if not edge.level and edge.line in _TRIPS:
+                self._drop(_TRIPS[edge.line])
 
     def tick(self) -> None:
         """Levels, heartbeat, reset, alive pulse."""
+        now_ns = monotonic_ns()
+        if now_ns - self._ticked_ns > STALL_NS:
+            self._drop(GuardTrip.GUARD_STALLED)
+        self._ticked_ns = now_ns
         self._heartbeat()
-        if not self._kill.value:
-            self._drop(GuardTrip.KILL_SWITCH)
-        elif not self._tamper.value:
-            self._drop(GuardTrip.TAMPER)
-        pressed = bool(self._reset.value)
-        if pressed and not self._pressed:
+        for name, why in _TRIPS.items():
+            if not self._board.inputs[name].value:
+                self._drop(why)
+        self._pressed_ticks = self._pressed_ticks + 1 if self._reset.value else 0
+        if self._pressed_ticks == RESET_TICKS:
             self._resets += 1
             self._arm()
         elif self._trip is GuardTrip.START:
             self._arm()
-        self._pressed = pressed
         self._alive.value = not self._alive.value
         self._ticks += 1
         if self._ticks % PUBLISH_TICKS == 0:
@@ -103,8 +105,8 @@ class Guard:
             self._log.add(0, text="safe-enable on")
 
     def _publish(self) -> None:
-        state = GuardState(self._armed, self._trip, bool(self._kill.value), bool(self._tamper.value), self._resets)
-        self._section.publish(image.GUARD.pack(*state))
+        kill_ok, tamper_ok = bool(self._kill.value), bool(self._tamper.value)
+        self._section.publish(image.GUARD.pack(self._armed, self._trip, kill_ok, tamper_ok, self._resets))
 
     def farewell(self) -> None:
         """Safe-enable off, no more pulses."""

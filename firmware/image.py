@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic_ns, time_ns
 from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
+from drivers.loops import LAYOUT as SAMPLER_LAYOUT
 from drivers.section import SectionFile, SectionReader, SectionWriter
 from statemachine.signals import Bms, Command, Guard, Pcs
 
@@ -25,6 +26,7 @@ LAYOUT: dict[str, dict[str, int]] = {
     "aggregator": {"bms": 512, "pcs": 256, "cells": 49_152, "links": 512, "events": EVENT_SLOTS * _EVENT.size},
     "controller": {"status": 1024, "control": 128, "events": EVENT_SLOTS * _EVENT.size},
     "guard": {"guard": 128, "events": EVENT_SLOTS * _EVENT.size},
+    "sampler": SAMPLER_LAYOUT,
     "server": {"command": 256, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size},
 }
 """Writer -> section -> capacity in bytes."""
@@ -56,6 +58,8 @@ class Status(NamedTuple):
     discharge_limit_a: float
     charge_reason: int
     discharge_reason: int
+    available_charge_a: float
+    available_discharge_a: float
     demand_w: float
     faults_active: int
     faults_latched: int

@@ -68,7 +68,8 @@ def pending_stop() -> bool:
 
 
 def prepare(priority: int, core: int) -> tuple[bool, bool]:
-    """All of it; (FIFO granted, memory locked)."""
+    """All of it; (FIFO granted, memory locked). Locking takes milliseconds, so it comes before the priority."""
     use_core(core)
     settle()
-    return use_fifo(priority), lock_memory()
+    locked = lock_memory()
+    return use_fifo(priority), locked

@@ -109,10 +109,10 @@ def loop(rate_c: float, distance_v: float, dt_s: float, ki: float, top_c: float,
 
 
 def smallest(terms: list[Term]) -> Term:
-    """The term that bites; the first among equals. Anything that is not a number bites as 0."""
+    """The term that bites; the first among equals. Anything that is not a finite number bites as 0."""
     rate, reason = NO_LIMIT_C, LimitReason.NONE
     for term_c, name in terms:
-        term_c = term_c if term_c == term_c else 0.0
+        term_c = term_c if term_c <= NO_LIMIT_C else 0.0
         if term_c < rate:
             rate, reason = term_c, name
     return max(0.0, rate), reason
@@ -189,6 +189,7 @@ def limits(
     pcs: Pcs | None,
     loops: Loops,
     requested_c: float,
+    step_c: float,
     charging: bool,
     discharging: bool,
     balancing: bool,
@@ -196,7 +197,8 @@ def limits(
 ) -> tuple[Limits, Law]:
     """One scan of the law. `bms` and `pcs` are None when missing, stale or implausible: then every limit is 0.
 
-    `requested_c` is the commanded rate. While neither charging nor discharging, command and ramp do not count.
+    `requested_c` is the commanded rate, `step_c` the rate that step-charge lowers: the same for a charge, the permitted
+    one for a power set-point. While neither charging nor discharging, command and ramp do not count.
     """
     if bms is None or pcs is None:
         return NOTHING, Law()
@@ -206,7 +208,7 @@ def limits(
     command = (requested_c, LimitReason.COMMAND)
     inward = _Direction(
         _charge_terms(s, bms, pcs, loops, rise, balancing),
-        [command, (step(s.cell, requested_c, bms), LimitReason.STEP)] if charging else [],
+        [command, (step(s.cell, step_c, bms), LimitReason.STEP)] if charging else [],
         min(s.cell.v_limit_v - bms.cell_v_max, (s.max_charge_voltage - bms.rack_v) / s.cells_in_series),
         law.loop_charge_c,
         law.charge_c,

@@ -26,4 +26,4 @@ def refusal(mode: int, state: int, permit: int) -> Why:
         return Why.NONE if state in (State.ISOLATED, State.SERVICE) else Why.NOT_ISOLATED
     if state == State.SERVICE:
         return Why.IN_SERVICE
-    return Why(permit) if state == State.ISOLATED else Why.NONE
+    return Why(permit) if state in (State.ISOLATED, State.STOPPING) else Why.NONE

@@ -79,7 +79,7 @@ def advance(
 ) -> Sequence:
     """One scan. `close` False opens at once, whatever the phase; a failed sequence stays open until then."""
     if not close:
-        return Sequence()
+        return Sequence(tries=seq.tries)
     if seq.failed:
         return seq
     phase, at, tries, _ = seq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import NamedTuple
 
 from . import charge, contactors, delta, detect, latch, leds, wishes
@@ -19,6 +20,7 @@ from .signals import (
     Mode,
     Outputs,
     Pcs,
+    PcsState,
     StatusBit,
     Why,
 )
@@ -31,6 +33,8 @@ CEILING_V, CEILING_MS = 0.005, 1000.0  # absorb: the loop binds this near the ce
 TAIL_MS = 5000.0
 FULL_PCT = 99.5  # a target at or above it is reached by voltage and tail, not by the SoC estimate
 STEP_HYSTERESIS_PCT = 1.0
+BMS_FULL_PCT = 95.0  # from here a BMS that takes the current away ends the charge as the ceiling does
+EXPECTED_FALL_C_PER_S = 0.05  # a PCS that follows the demand more slowly than this does not follow
 EMPTY_C = 0.005  # a discharge limit below it, by voltage or SoC, ends a discharge
 
 _ENERGISED = CLOSED | {State.PRECHARGE}
@@ -53,6 +57,7 @@ class Memory(NamedTuple):
     law: charge.Law = charge.Law()
     limits: charge.Limits = charge.NOTHING
     demand_a: float = 0.0
+    expected_a: tuple[float, float] = (0.0, 0.0)  # charge and discharge current that the demand explains
     wishes: wishes.Wishes = wishes.Wishes()
     finished: wishes.Content | None = None  # content of the command whose target was reached
     ack_count: int = -1
@@ -131,10 +136,17 @@ def _judge(m: Memory, inputs: Inputs) -> _Now:
     bms, pcs = inputs.bms, inputs.pcs
     if bms is not None and not (bms.poll and bms.identity_ok and inputs.bms_age_ms <= s.bms_timeout * 1000.0):
         bms = None
+    if bms is not None and not all(map(isfinite, _decisive(bms))):
+        bms = bms._replace(plausible=False)
     if pcs is not None and not (pcs.poll and pcs.identity_ok and inputs.pcs_age_ms <= s.pcs_timeout * 1000.0):
         pcs = None
     loops = detect.loops(inputs.lines.loops_ma, inputs.lines.loops_age_ms, s)
     return _Now(bms, pcs, loops, _permit(m, s, bms, pcs, inputs))
+
+
+def _decisive(bms: Bms) -> tuple[float, ...]:
+    """Values that more than a limit hangs on: without one of them the BMS is not to be believed."""
+    return bms.rack_v, bms.rack_a, bms.soc_pct, bms.cell_v_max, bms.cell_v_min
 
 
 def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: Inputs) -> Why:
@@ -143,13 +155,19 @@ def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: In
         return Why.NO_DATA
     if bms.alarm_stop or bms.alarm_trip:
         return Why.BMS_ALARM
+    if pcs.state == PcsState.FAULT or pcs.fault_bits:
+        return Why.PCS_FAULT
     if m.latches.shown & SEVERE_MASK:
         return Why.FAULT_LATCHED
-    if inputs.guard is None or not inputs.guard.armed or inputs.guard_age_ms > detect.GUARD_SILENT_MS:
+    if not _guard_heard(inputs) or not (inputs.guard and inputs.guard.armed):
         return Why.GUARD_NOT_ARMED
-    if not detect.interlocks_closed(inputs, s):
+    if not detect.interlocks_closed(inputs.lines, s):
         return Why.INTERLOCK_OPEN
     return Why.NONE
+
+
+def _guard_heard(inputs: Inputs) -> bool:
+    return inputs.guard is not None and inputs.guard_age_ms <= detect.GUARD_SILENT_MS
 
 
 def _watch(
@@ -162,17 +180,16 @@ def _watch(
         m = m._replace(delta=delta.observe(m.delta, s, now.bms, now.pcs, m.sequence.phase is Phase.CLOSED))
         if m.delta.calibrated and not calibrated:
             events.append((EventKind.DV_ZERO, round(m.delta.offset_v * 1000.0), 0))
-    ah = s.rated_ah if s else 0.0
-    allowed_a = (
-        max(m.limits.charge_c, m.limits.available_charge_c) * ah,
-        max(m.limits.discharge_c, m.limits.available_discharge_c) * ah,
-    )
+    ah, lim = s.rated_ah if s else 0.0, m.limits
+    allowed_a = max(lim.charge_c, lim.available_charge_c) * ah, max(lim.discharge_c, lim.available_discharge_c) * ah
+    if m.state is not State.STOPPING:  # there the bound of the stop decides, a trip would only open earlier
+        allowed_a = min(m.expected_a[0], allowed_a[0]), min(m.expected_a[1], allowed_a[1])
     seen = detect.Seen(
         inputs, s, now.bms, now.pcs, now.loops, m.state, m.in_state_ms, m.coils, m.coils_ms, m.sequence.phase,
         m.sequence.failed, m.delta, allowed_a, m.wishes.lost, m.under_load, m.balance_over,
     )  # fmt: skip
     after = latch.step(before, detect.raw(seen), dt_ms, ack, reset)
-    _tell_bits(EventKind.FAULT_ON, after.shown & ~before.shown, events)
+    _tell_bits(EventKind.FAULT_ON, after.active & ~before.active, events)
     _tell_bits(EventKind.FAULT_OFF, before.active & ~after.active, events)
     _tell_bits(EventKind.FAULT_ACK, before.latched & ~after.latched, events)
     if ack:
@@ -189,7 +206,8 @@ def _tell_bits(kind: EventKind, bits: int, events: list[tuple[int, int, int]]) -
 
 
 def _tell_wishes(before: wishes.Wishes, after: wishes.Wishes, events: list[tuple[int, int, int]]) -> None:
-    if (before.seq, before.mode, before.result) != (after.seq, after.mode, after.result):
+    told = (after.seq, after.mode, after.result)
+    if (before.seq, before.mode, before.result) != told and (before.seq >= 0 or after.mode != Mode.OFF):
         events.append((EventKind.COMMAND, after.seq, after.why))
     if before.lost != after.lost:
         events.append((EventKind.HEARTBEAT, 0 if after.lost else 1, 0))
@@ -199,10 +217,11 @@ def _tell_wishes(before: wishes.Wishes, after: wishes.Wishes, events: list[tuple
 
 def _at_rest(m: Memory, now: _Now) -> bool:
     """Demand is zero and a meter says so. BMS first, else PCS; without both only time ends a stop."""
-    meter = now.bms.rack_a if now.bms else now.pcs.dc_a if now.pcs else None
-    if m.settings is None or meter is None or abs(m.demand_a) > REST_A:
+    if m.settings is None or abs(m.demand_a) > REST_A:
         return False
-    return abs(meter) <= m.settings.break_current
+    if now.bms is not None and isfinite(now.bms.rack_a):
+        return abs(now.bms.rack_a) <= m.settings.break_current
+    return now.pcs is not None and abs(now.pcs.dc_a) <= m.settings.break_current
 
 
 def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
@@ -211,6 +230,8 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
     limit_s = TIMEOUTS_S.get(m.state)
     if m.state is State.CHARGE_BALANCE and s is not None:
         limit_s = s.balance_time_limit
+    elif m.state is State.STOPPING and s is not None:
+        limit_s = TIMEOUTS_S[State.STOPPING] + s.stop_time_limit
     step_from = 0.0
     if s is not None:
         step_from = s.cell.step_factor[0][0] - (STEP_HYSTERESIS_PCT if m.state is State.CHARGE_STEP else 0.0)
@@ -218,7 +239,7 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
         trip=bool(shown & TRIP_MASK),
         lockout=bool(shown & LOCKOUT_MASK),
         stop=bool(shown & STOP_MASK),
-        data_ok=bms is not None and now.pcs is not None and bms.plausible,
+        data_ok=bms is not None and now.pcs is not None and bms.plausible and _guard_heard(inputs),
         opened=not any(contactors.feedback(inputs.lines)),
         permit=now.permit is Why.NONE,
         closed=m.sequence.phase is Phase.CLOSED,
@@ -249,7 +270,8 @@ def _target_reached(m: Memory, bms: Bms | None, wish: wishes.Wish) -> bool:
         at_end = empty and m.limits.available_discharge_c < EMPTY_C
         return at_end or bms.soc_pct <= max(wish.target_soc_pct, s.min_soc)
     target = min(wish.target_soc_pct, s.max_soc)
-    return wish.mode is Mode.CHARGE and target < FULL_PCT and bms.soc_pct >= target
+    by_soc = target < FULL_PCT or s.max_soc < 100.0  # else the SoC window would hold 0 A and never end
+    return wish.mode is Mode.CHARGE and by_soc and bms.soc_pct >= target
 
 
 def _enter(m: Memory, state: State, wish: wishes.Wish, bits: Bits, events: list[tuple[int, int, int]]) -> Memory:
@@ -276,7 +298,8 @@ def _switch(
     stays = m.state in CLOSED and m.sequence.phase is Phase.CLOSED and not (stopping and bits.at_rest)
     close = m.settings is not None and (m.state is State.PRECHARGE or stays)
     before = m.sequence
-    under_load = m.under_load or (stopping and not close and before.phase is Phase.CLOSED and not _at_rest(m, now))
+    opens = before.phase is Phase.CLOSED and not close and m.state is not State.EMERGENCY_STOP
+    under_load = m.under_load or (opens and not _at_rest(m, now))
     if m.settings is None:
         after = Sequence()
     else:
@@ -303,34 +326,52 @@ def _supply(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, dt_ms: floa
     s = m.settings
     if s is None:
         return m._replace(limits=charge.NOTHING, demand_a=0.0)
-    requested_c = wish.c_rate
+    requested_c = step_c = wish.c_rate
     charging, discharging = m.state in CHARGING, m.state is State.DISCHARGE
     if m.state is State.GRID_SUPPORT and now.bms is not None and now.bms.rack_v > 0.0:
         requested_c = abs(wish.grid_w) / now.bms.rack_v / s.rated_ah
+        step_c = s.max_charge_rate
         charging, discharging = wish.grid_w < 0.0, wish.grid_w > 0.0
     dt_s = dt_ms / 1000.0
     usable = now.bms if now.bms is not None and now.bms.plausible else None
     limits, law = charge.limits(
-        m.law, s, usable, now.pcs, now.loops, requested_c, charging, discharging,
+        m.law, s, usable, now.pcs, now.loops, requested_c, step_c, charging, discharging,
         m.state is State.CHARGE_BALANCE, dt_s,
     )  # fmt: skip
-    demand_a = _demand(m, limits, s, charging, discharging, inputs, dt_s)
-    ceiling_ms = tail_ms = 0.0
-    if charging and usable is not None and limits.charge_reason is LimitReason.VOLTAGE:
-        near = s.cell.v_limit_v - usable.cell_v_max <= CEILING_V
-        near = near or (s.max_charge_voltage - usable.rack_v) / s.cells_in_series <= CEILING_V
-        ceiling_ms = m.ceiling_ms + dt_ms if near else 0.0
-        tail_ms = m.tail_ms + dt_ms if near and limits.charge_c <= charge.TAIL_RATE_C else 0.0
-    return m._replace(limits=limits, law=law, demand_a=demand_a, ceiling_ms=ceiling_ms, tail_ms=tail_ms)
+    if _may_flow(m, s, inputs.lines):
+        demand_a = _demand(m, limits, s, charging, discharging, dt_s)
+    else:
+        demand_a, law = 0.0, law._replace(charge_c=0.0, discharge_c=0.0)
+    fall_a = EXPECTED_FALL_C_PER_S * s.rated_ah * dt_s
+    full = charging and usable is not None and _at_ceiling(s, usable, limits)
+    return m._replace(
+        limits=limits,
+        law=law,
+        demand_a=demand_a,
+        expected_a=(max(0.0, -demand_a, m.expected_a[0] - fall_a), max(0.0, demand_a, m.expected_a[1] - fall_a)),
+        ceiling_ms=m.ceiling_ms + dt_ms if full else 0.0,
+        tail_ms=m.tail_ms + dt_ms if full and limits.charge_c <= charge.TAIL_RATE_C else 0.0,
+    )
 
 
-def _demand(
-    m: Memory, limits: charge.Limits, s: Settings, charging: bool, discharging: bool, inputs: Inputs, dt_s: float
-) -> float:
-    """Amperes, + is discharge. Never outside the limits; zero without confirmed contactors and closed interlocks."""
-    confirmed = m.sequence.phase is Phase.CLOSED and inputs.lines.fb_neg and inputs.lines.fb_pos
-    if m.state not in CLOSED or not confirmed or not detect.interlocks_closed(inputs, s):
-        return 0.0
+def _at_ceiling(s: Settings, bms: Bms, limits: charge.Limits) -> bool:
+    """The voltage loop holds cell or rack at the ceiling, or the BMS takes the current away near full."""
+    if limits.charge_reason is LimitReason.BMS:
+        return limits.charge_c <= charge.TAIL_RATE_C and bms.soc_pct >= BMS_FULL_PCT
+    if limits.charge_reason is not LimitReason.VOLTAGE:
+        return False
+    below_v = min(s.cell.v_limit_v - bms.cell_v_max, (s.max_charge_voltage - bms.rack_v) / s.cells_in_series)
+    return below_v <= CEILING_V
+
+
+def _may_flow(m: Memory, s: Settings, lines: Lines) -> bool:
+    """Contactors confirmed and interlocks closed, now. When they were not, the current starts from zero again."""
+    confirmed = m.sequence.phase is Phase.CLOSED and lines.fb_neg and lines.fb_pos
+    return m.state in CLOSED and confirmed and detect.interlocks_closed(lines, s)
+
+
+def _demand(m: Memory, limits: charge.Limits, s: Settings, charging: bool, discharging: bool, dt_s: float) -> float:
+    """Amperes, + is discharge. Never outside the limits."""
     if charging:
         return -limits.charge_c * s.rated_ah
     if discharging:
@@ -389,6 +430,8 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         discharge_limit_a=0.0 if silent else lim.discharge_c * ah,
         charge_reason=LimitReason.STATE if silent else lim.charge_reason,
         discharge_reason=LimitReason.STATE if silent else lim.discharge_reason,
+        available_charge_a=0.0 if silent else lim.available_charge_c * ah,
+        available_discharge_a=0.0 if silent else lim.available_discharge_c * ah,
         demand_w=m.demand_a * (now.bms.rack_v if now.bms else 0.0),
         faults_active=m.latches.active,
         faults_latched=m.latches.latched,

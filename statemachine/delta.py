@@ -7,6 +7,7 @@ three comparisons in a row must agree.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import NamedTuple
 
 from .settings import Settings
@@ -15,6 +16,7 @@ from .signals import Bms, Pcs
 IN_A_ROW = 3
 CALIBRATION_SAMPLES = 5
 CALIBRATION_TIME_MS = 10_000.0  # READY without an offset for longer is a fault
+BLIND_MS = 3000.0  # a calibrated delta without a comparison for longer is a fault
 CALIBRATION_MAX_A = 2.0  # |I| of both meters: larger currents already drop volts in the joints
 HISTORY = 24  # PCS samples, half a second at 50 a second
 ALIGN_MS = 60.0  # a BMS sample with no PCS sample this near is not compared
@@ -24,6 +26,8 @@ class Delta(NamedTuple):
     history: tuple[tuple[float, float], ...] = ()  # PCS (stamp ms, V), oldest first
     pcs_poll: int = 0
     bms_poll: int = 0
+    bms_ms: float = 0.0  # stamp of the last BMS sample, and of the last that could be compared
+    compared_ms: float = 0.0
     sums: tuple[int, float] = (0, 0.0)  # calibration: samples, volts
     offset_v: float = float("nan")
     dv_v: float = float("nan")
@@ -37,6 +41,10 @@ class Delta(NamedTuple):
     def exceeded(self) -> bool:
         return self.bad_in_row >= IN_A_ROW
 
+    @property
+    def blind(self) -> bool:
+        return self.bms_ms - self.compared_ms > BLIND_MS
+
 
 def _at(history: tuple[tuple[float, float], ...], stamp_ms: float) -> float:
     """PCS voltage at an instant; nan when no sample is near enough."""
@@ -45,7 +53,7 @@ def _at(history: tuple[tuple[float, float], ...], stamp_ms: float) -> float:
         near = history[-1:]
         return near[0][1] if near and stamp_ms - near[0][0] <= ALIGN_MS else float("nan")
     t1, v1 = history[after]
-    if after == 0:
+    if after == 0 or t1 == stamp_ms:
         return v1 if t1 - stamp_ms <= ALIGN_MS else float("nan")
     t0, v0 = history[after - 1]
     if t1 - t0 > 2 * ALIGN_MS:
@@ -62,11 +70,11 @@ def observe(d: Delta, s: Settings, bms: Bms | None, pcs: Pcs | None, closed: boo
     if bms.poll == d.bms_poll or not d.history or d.history[-1][0] < bms.v_stamp_ms:
         return d  # nothing new, or the PCS sample after the BMS sample is still to come
     first = d.bms_poll == 0
-    d = d._replace(bms_poll=bms.poll)
-    pcs_v = _at(d.history, bms.v_stamp_ms)
-    if first or pcs_v != pcs_v:
+    d = d._replace(bms_poll=bms.poll, bms_ms=bms.v_stamp_ms, compared_ms=bms.v_stamp_ms if first else d.compared_ms)
+    raw = _at(d.history, bms.v_stamp_ms) - bms.rack_v
+    if first or not isfinite(raw):
         return d
-    raw = pcs_v - bms.rack_v
+    d = d._replace(compared_ms=bms.v_stamp_ms)
     if not d.calibrated:
         return _calibrate(d, raw, abs(bms.rack_a) <= CALIBRATION_MAX_A and abs(pcs.dc_a) <= CALIBRATION_MAX_A)
     dv = raw - d.offset_v

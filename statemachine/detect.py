@@ -13,8 +13,9 @@ from .contactors import Coils, Phase, feedback
 from .delta import CALIBRATION_TIME_MS, Delta
 from .faults import FAULTS
 from .settings import Settings
-from .signals import Bms, GuardTrip, Inputs, Pcs, PcsState
+from .signals import Bms, GuardTrip, Inputs, Lines, Pcs, PcsState
 from .states import State
+from .table import TIMEOUTS_S
 
 GUARD_SILENT_MS = 100.0
 OVERRUNS_IN_ROW = 3
@@ -26,8 +27,8 @@ FLOOR_MARGIN_V, DISCHARGING_A = 0.05, 2.0  # the discharge loop works above the 
 NE43_LOW_MA, NE43_HIGH_MA = 3.6, 21.0  # NAMUR NE43: outside is a broken or shorted transmitter
 LOOPS_STALE_MS = 300.0
 
-
-_OWN_TRIPS = (GuardTrip.HEARTBEAT_LATE, GuardTrip.CONTROLLER_RESTARTED, GuardTrip.GUARD_RESTARTED)
+_LIVE = frozenset({State.PRECHARGE, State.STOPPING, State.FAULT, State.EMERGENCY_STOP})
+_OWN_TRIPS = frozenset(GuardTrip) - {GuardTrip.NONE, GuardTrip.START, GuardTrip.KILL_SWITCH, GuardTrip.TAMPER}
 """Kill-switch and tamper are faults of their own."""
 
 
@@ -57,8 +58,8 @@ class Seen(NamedTuple):
 
     @property
     def live(self) -> bool:
-        """Energised, or waiting for the cause to go: what is judged only there cannot be acknowledged away."""
-        return self.energised or self.state in (State.FAULT, State.EMERGENCY_STOP)
+        """Energised, about to be, or waiting for the cause to go: there a cause cannot be acknowledged away."""
+        return self.energised or self.state in _LIVE
 
 
 def loops(lines_ma: tuple[float, ...], age_ms: float, s: Settings) -> Loops:
@@ -76,8 +77,9 @@ def loops(lines_ma: tuple[float, ...], age_ms: float, s: Settings) -> Loops:
 
 
 def _hottest_c(v: Seen) -> float:
-    cells = v.bms.cell_c_max if v.bms else float("-inf")
-    return v.loops.hottest_c if v.loops.hottest_c > cells else cells
+    """Of cells and loops, whichever is measured; -inf when neither is."""
+    cells = v.bms.cell_c_max if v.bms else float("nan")
+    return max((c for c in (cells, v.loops.hottest_c) if c == c), default=float("-inf"))
 
 
 def kill_switch(v: Seen) -> bool:
@@ -143,11 +145,11 @@ def pcs_fault(v: Seen) -> bool:
 
 
 def interlock_open(v: Seen) -> bool:
-    return v.live and v.settings is not None and not interlocks_closed(v.inputs, v.settings)
+    return v.live and v.settings is not None and not interlocks_closed(v.inputs.lines, v.settings)
 
 
-def interlocks_closed(inputs: Inputs, s: Settings) -> bool:
-    return inputs.lines.interlocks & s.interlocks_required == s.interlocks_required
+def interlocks_closed(lines: Lines, s: Settings) -> bool:
+    return lines.interlocks & s.interlocks_required == s.interlocks_required
 
 
 def contactor_welded(v: Seen) -> bool:
@@ -160,7 +162,7 @@ def contactor_dropped(v: Seen) -> bool:
 
 
 def precharge(v: Seen) -> bool:
-    return v.sequence_failed
+    return v.sequence_failed or (v.state is State.PRECHARGE and v.in_state_ms >= TIMEOUTS_S[State.PRECHARGE] * 1000.0)
 
 
 def guard(v: Seen) -> bool:
@@ -169,10 +171,7 @@ def guard(v: Seen) -> bool:
     seen = v.inputs.guard
     if seen is None or v.inputs.guard_age_ms > GUARD_SILENT_MS:
         return True
-    return not seen.armed and (
-        v.energised
-        or seen.trip in (GuardTrip.HEARTBEAT_LATE, GuardTrip.CONTROLLER_RESTARTED, GuardTrip.GUARD_RESTARTED)
-    )
+    return not seen.armed and (v.energised or seen.trip in _OWN_TRIPS)
 
 
 def scan_overrun(v: Seen) -> bool:
@@ -195,7 +194,7 @@ def delta_offset(v: Seen) -> bool:
     if v.settings is None:
         return False
     if v.delta.calibrated:
-        return abs(v.delta.offset_v) > v.settings.max_delta_offset
+        return abs(v.delta.offset_v) > v.settings.max_delta_offset or v.delta.blind
     return v.state is State.READY and v.in_state_ms > CALIBRATION_TIME_MS
 
 

@@ -80,8 +80,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(20, "ERR_CONTROLLER_RESTART", _S, 0, 0x52,
           "The controller restarted without an orderly stop. Read its log, acknowledge."),
     Fault(21, "ERR_OVERCURRENT", _T, 1000, 0x26,
-          "The rack current is above the limit that was demanded. Check PCS current control, press reset, "
-          "acknowledge."),
+          "The rack current is above the limit, or the PCS does not follow the demand. Check PCS current control, "
+          "press reset, acknowledge."),
     Fault(22, "ERR_DELTA_OFFSET", _S, 0, 0x16,
           "BMS and PCS voltage differ at zero current by more than max_delta_offset, or could not be compared. "
           "Calibrate the meters, acknowledge."),

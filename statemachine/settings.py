@@ -83,7 +83,10 @@ _LARGER_IS_WIDER = (
     "break_current", "stop_time_limit", "ramp_up_rate", "bms_timeout", "pcs_timeout", "precharge_voltage",
     "precharge_current", "precharge_max_time",
 )  # fmt: skip
-_SMALLER_IS_WIDER = ("min_discharge_voltage", "min_cell_temperature", "min_soc", "min_insulation", "precharge_min_time")
+_SMALLER_IS_WIDER = (
+    "min_discharge_voltage", "min_cell_temperature", "min_soc", "min_insulation", "precharge_min_time",
+    "ramp_down_rate",
+)  # fmt: skip
 _NEUTRAL = ("cell_balancing_threshold", "balance_time_limit", "loss_policy", "revision")
 """May change at any time: they neither widen nor narrow what the rack is allowed to do."""
 
@@ -100,4 +103,4 @@ def narrowed(now: Settings, new: Settings) -> Settings:
 
 def same(a: Settings, b: Settings) -> bool:
     """Equal in everything but the revision number."""
-    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(Settings) if f.name != "revision")
+    return a is b or all(getattr(a, f.name) == getattr(b, f.name) for f in fields(Settings) if f.name != "revision")

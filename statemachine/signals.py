@@ -128,6 +128,7 @@ class GuardTrip(IntEnum):
     CONTROLLER_RESTARTED = 4
     START = 5  # not armed yet
     GUARD_RESTARTED = 6
+    GUARD_STALLED = 7  # its own ticks had a gap in which the alive relay fell out
 
 
 class Lines(NamedTuple):
@@ -195,6 +196,7 @@ class Why(IntEnum):
     CONTACTORS_CLOSED = 19
     NO_SUCH_REGISTER = 20
     BMS_ALARM = 21  # the BMS has a stop or trip alarm
+    PCS_FAULT = 22  # the PCS reports a fault
 
 
 class Outputs(NamedTuple):
@@ -210,6 +212,8 @@ class Outputs(NamedTuple):
     discharge_limit_a: float
     charge_reason: int  # LimitReason
     discharge_reason: int
+    available_charge_a: float  # what the rack could take now: every limit but command and ramp
+    available_discharge_a: float
     demand_w: float  # setpoint_a * rack voltage
     faults_active: int  # bit = Fault.bit
     faults_latched: int

@@ -17,7 +17,7 @@ class Bits(NamedTuple):
     trip: bool  # a TRIP is active or latched
     lockout: bool  # a LOCKOUT is active or latched
     stop: bool  # a STOP is active or latched
-    data_ok: bool  # complete, plausible, fresh BMS and PCS data and a configuration
+    data_ok: bool  # complete, plausible, fresh BMS and PCS data, a configuration and the guard's word
     opened: bool  # every contactor reports open
     permit: bool  # nothing forbids closing
     closed: bool  # precharge verified, both mains confirmed
@@ -50,10 +50,10 @@ ANY = frozenset(State)
 
 TIMEOUTS_S: dict[State, float] = {
     S.INIT: 30.0,
-    S.PRECHARGE: 60.0,  # three tries of precharge_max_time and their pauses fit
+    S.PRECHARGE: 200.0,  # three tries of the longest precharge_max_time and their pauses fit
     S.CHARGE_RAMP: 900.0,
     S.CHARGE_ABSORB: 4 * 3600.0,
-    S.STOPPING: 60.0,  # stop_time_limit is far below; this is the end of its end
+    S.STOPPING: 60.0,  # after stop_time_limit has opened the contactors
 }
 """Longest stay in states that are on their way somewhere; CHARGE_BALANCE takes balance_time_limit."""
 
@@ -69,7 +69,9 @@ LIVE = CHARGING | {S.READY, S.CHARGED, S.DISCHARGE, S.GRID_SUPPORT}
 TABLE: tuple[Row, ...] = (
     # trips first, in every state
     _row(ANY - {S.EMERGENCY_STOP}, S.EMERGENCY_STOP, "trip", "category 0: open at once, latched"),
-    _row(ANY - {S.LOCKOUT, S.EMERGENCY_STOP}, S.LOCKOUT, "lockout", "a contactor or its feedback cannot be trusted"),
+    _row(OPEN - {S.LOCKOUT, S.EMERGENCY_STOP} | {S.PRECHARGE}, S.LOCKOUT, "lockout", "no contactor can be trusted"),
+    _row(RUNNING, S.STOPPING, "lockout", "a feedback contradicts: category 1, then locked out"),
+    _row(S.STOPPING, S.LOCKOUT, "lockout at_rest", "open now, and locked out"),
     _row(S.EMERGENCY_STOP, S.LOCKOUT, "!trip lockout", "the trip is reset, the lockout stays"),
     # faults
     _row({S.INIT, S.ISOLATED, S.SERVICE, S.PRECHARGE}, S.FAULT, "stop", "nothing flows: open and wait"),

@@ -11,6 +11,8 @@ from .states import CLOSED, State
 SERVER_STALE_MS = 2000.0
 VOIDING = frozenset({State.INIT, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT})
 """A command that was there in one of these never acts afterwards: a newer CmdSeq is needed."""
+OPENING = frozenset({State.ISOLATED, State.STOPPING})
+"""Here a command to close is refused, and never acts afterwards, as soon as closing is not permitted."""
 
 Content = tuple[int, float, float, float]  # mode, W, C-rate, target
 
@@ -21,7 +23,6 @@ class Wishes(NamedTuple):
     seq: int = -1
     mode: int = Mode.OFF  # as last judged
     voided_seq: int = -1
-    fallback: Mode = Mode.OFF  # mode while the command is void
     result: Result = Result.NONE
     why: Why = Why.NONE
     heartbeat: int = -1
@@ -70,10 +71,9 @@ def _reversion(w: Wishes, c: Command, dt_ms: float) -> Wishes:
 def _void(w: Wishes, c: Command, state: State) -> Wishes:
     """Takes the command out of force where the state or a lost heartbeat demands it."""
     if state in VOIDING:
-        return w._replace(voided_seq=c.seq, fallback=Mode.OFF)
+        return w._replace(voided_seq=c.seq)
     if w.lost and c.loss_policy != LossPolicy.HOLD and w.voided_seq != c.seq:
-        stay = c.loss_policy == LossPolicy.STANDBY and state in CLOSED and c.mode not in (Mode.OFF, Mode.SERVICE)
-        return w._replace(voided_seq=c.seq, fallback=Mode.READY if stay else Mode.OFF, why=Why.HEARTBEAT_LOST)
+        return w._replace(voided_seq=c.seq, why=Why.HEARTBEAT_LOST)
     return w
 
 
@@ -85,12 +85,15 @@ def _judge(w: Wishes, c: Command, state: State, permit: Why) -> Wishes:
     if why is Why.NONE and c.mode != Mode.OFF:
         why = Why.SEQ_NOT_NEW if c.seq == w.voided_seq else Why.HEARTBEAT_LOST if w.lost else Why.NONE
     w = w._replace(seq=c.seq, mode=c.mode, why=why, result=Result.REJECTED if why else Result.ACCEPTED)
-    return w._replace(voided_seq=c.seq, fallback=_kept(w, state)) if why else w
+    return w._replace(voided_seq=c.seq) if why else w
 
 
-def _kept(w: Wishes, state: State) -> Mode:
-    """A rejected command leaves closed contactors closed at 0 A."""
-    return Mode.READY if state in CLOSED and state is not State.STOPPING else Mode.OFF
+def _kept(w: Wishes, c: Command, state: State) -> Mode:
+    """The mode while the command is void: closed contactors stay closed at 0 A, and SERVICE is left by OFF only."""
+    if state is State.SERVICE:
+        return Mode.SERVICE
+    isolate = w.lost and c.loss_policy == LossPolicy.ISOLATE
+    return Mode.READY if state in CLOSED and state is not State.STOPPING and not isolate else Mode.OFF
 
 
 def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, dt_ms: float) -> tuple[Wishes, Wish]:
@@ -101,9 +104,9 @@ def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why,
     w = _reversion(w, c, dt_ms)
     w = _judge(w, c, state, permit)
     w = _void(w, c, state)
-    if state is State.ISOLATED and c.seq != w.voided_seq and Mode.READY <= c.mode <= Mode.GRID and permit:
-        w = w._replace(voided_seq=c.seq, fallback=Mode.OFF, result=Result.REJECTED, why=permit)
-    mode = w.fallback if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
+    if state in OPENING and c.seq != w.voided_seq and Mode.READY <= c.mode <= Mode.GRID and permit:
+        w = w._replace(voided_seq=c.seq, result=Result.REJECTED, why=permit)
+    mode = _kept(w, c, state) if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
     reverted = w.wset_reverted == c.wset_version and w.wset_version > 0
     enabled = c.wset_revert_enabled if reverted else c.wset_enabled
     wset_w = c.wset_revert_w if reverted else c.wset_w

@@ -33,7 +33,10 @@ BATTERY = zeros(
     Bms, poll=7, rack_v=1100.0, rack_a=-560.0, soc_pct=42.5, soh_pct=98.0, cell_v_max=3.7, cell_v_min=3.65,
     cell_v_avg=3.67, cell_v_max_at=301, cell_v_min_at=12, cell_c_max=31.5, cell_c_min=-4.5, cell_c_max_at=1199,
 )  # fmt: skip
-READY = zeros(Status, state=State.READY, charge_limit_a=500.0, discharge_limit_a=600.0, period_us=10_000)
+READY = zeros(
+    Status, state=State.READY, charge_limit_a=500.0, discharge_limit_a=600.0, available_charge_a=500.0,
+    available_discharge_a=600.0, period_us=10_000,
+)  # fmt: skip
 
 
 class FakeAppliance:

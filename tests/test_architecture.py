@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED_IN_STATEMACHINE = {
-    "__future__", "collections", "dataclasses", "enum", "logging", "statemachine", "transitions", "typing",
+    "__future__", "collections", "dataclasses", "enum", "logging", "math", "statemachine", "transitions", "typing",
 }  # fmt: skip
 
 

@@ -128,6 +128,13 @@ def test_the_voltage_loop_does_not_oscillate() -> None:
     assert rises < 0.02, "the limit should glide down, measured ripple of the loop is 0.009 C"
 
 
+def test_a_bms_that_takes_the_current_away_near_full_ends_the_charge() -> None:
+    """The manual's "stuck at 99 %": the BMS says 0 A before the ceiling is reached."""
+    rig = Rig(soc=97.0).charging(c_rate=0.3, target=100.0)
+    rig.bms_changes = {"charge_max_a": 0.0}
+    rig.scan(1000).until(State.CHARGED, 30_000)
+
+
 def test_balancing_that_never_ends_is_ended_by_time_with_a_warning() -> None:
     rig = Rig(soc=98.0, spread_v=0.030, settings=settings(balance_time_limit=60.0))
     rig.charging(c_rate=0.3, target=100.0)
@@ -176,6 +183,13 @@ def test_grid_support_follows_power_both_ways() -> None:
     assert rig.o.demand_w == pytest.approx(100_000.0, rel=0.01)
     rig.send(w=-50_000.0).scan(30_000)
     assert rig.o.demand_w == pytest.approx(-50_000.0, rel=0.01)
+
+
+def test_a_small_power_set_point_does_not_shrink_what_is_available() -> None:
+    rig = Rig(soc=80.0).ready().send(mode=4, w=-20_000.0).until(State.GRID_SUPPORT, 1000).scan(30_000)
+    assert rig.o.demand_w == pytest.approx(-20_000.0, rel=0.01), "step-charge lowers the permitted rate, not the wish"
+    assert rig.o.available_charge_a > 300.0
+    assert rig.o.charge_limit_a == pytest.approx(-rig.o.setpoint_a)
 
 
 def test_a_set_point_reverts_after_its_timer() -> None:
@@ -289,3 +303,10 @@ def test_a_rate_above_the_plating_ceiling_is_limited_and_the_reason_named() -> N
     rig.scan(60_000)
     assert rig.o.charge_reason == LimitReason.PLATING
     assert rig.o.charge_limit_a / 1120.0 < 0.60
+
+
+def test_a_charge_ends_at_a_soc_window_just_below_full() -> None:
+    rig = Rig(soc=99.75, settings=settings(max_soc=99.8)).charging(c_rate=0.5, target=100.0)
+    rig.dt_ms = 100.0
+    rig.until(State.CHARGED, 120_000)
+    assert rig.soc == pytest.approx(99.8, abs=0.05)

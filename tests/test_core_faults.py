@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rig import Rig, settings
+from rig import ARMED, Rig, settings
 
 from statemachine import faults
 from statemachine.contactors import Coils
-from statemachine.signals import GuardTrip, Result, Why
+from statemachine.settings import narrowed
+from statemachine.signals import EventKind, GuardTrip, Result, Why
 from statemachine.states import State
 
 NONE = Coils(False, False, False)
@@ -209,6 +210,29 @@ def test_a_contactor_that_drops_while_closed_is_a_trip() -> None:
     assert "ERR_CONTACTOR_DROPPED" in shown(rig)
 
 
+def test_a_pcs_that_goes_on_charging_after_the_demand_is_gone_is_a_trip() -> None:
+    rig = Rig().charging().scan(20_000)
+    rig.bms_changes = {"rack_a": -500.0}
+    rig.send(mode=1).until(State.READY, 100).scan(20_000)
+    assert rig.state() is State.EMERGENCY_STOP
+    assert "ERR_OVERCURRENT" in shown(rig)
+
+
+def test_a_slow_pcs_is_given_time_to_follow() -> None:
+    rig = Rig().charging().scan(30_000)
+    rig.send(mode=1)
+    for amps in range(560, 0, -40):
+        rig.bms_changes = {"rack_a": -float(amps)}
+        rig.scan(700)
+    assert "ERR_OVERCURRENT" not in shown(rig)
+
+
+def test_a_pcs_in_fault_forbids_closing() -> None:
+    rig = Rig(pcs_changes={"fault_bits": 1}).until(State.ISOLATED, 1000).send(mode=1).scan(100)
+    assert rig.o.ack_why == Why.PCS_FAULT
+    assert rig.coils == NONE
+
+
 def test_a_small_ripple_of_the_demand_is_no_overcurrent() -> None:
     rig = Rig().charging().scan(20_000)
     rig.bms_changes = {"rack_a": rig.current_a * 1.05}
@@ -265,9 +289,172 @@ def test_three_late_scans_in_a_row_are_a_trip_and_two_are_not() -> None:
     assert rig.state() is State.EMERGENCY_STOP
 
 
+def test_a_fault_is_told_on_and_off_in_pairs_and_stays_active_as_long_as_its_cause() -> None:
+    rig = Rig().charging()
+    rig.bms_alive = False
+    rig.until(State.FAULT, 20_000).scan(5000)
+    bit = faults.BY_NAME["ERR_COMM_LOST"].bit
+    told = [
+        EventKind(kind) for kind, a, _ in rig.events if a == bit and kind in (EventKind.FAULT_ON, EventKind.FAULT_OFF)
+    ]
+    assert told == [EventKind.FAULT_ON]
+    assert rig.o.faults_active >> bit & 1
+
+
+def test_the_tries_of_a_failed_precharge_are_still_told_in_fault() -> None:
+    rig = Rig(precharge_works=False).until(State.ISOLATED, 1000).send(mode=1).until(State.FAULT, 60_000).scan(100)
+    assert rig.o.precharge_tries == 3
+
+
 def test_a_restarted_controller_starts_in_fault() -> None:
     rig = Rig()
     rig._answers(NONE)
     out = rig.core.step(rig.inputs(NONE)._replace(restarted=True), 10.0)
     assert out.state is State.FAULT
     assert faults.names(out.faults_latched) == ["ERR_CONTROLLER_RESTART"]
+
+
+def test_an_acknowledge_during_the_stop_does_not_bring_the_old_command_back() -> None:
+    rig = Rig().charging().scan(10_000)
+    rig.bms_changes = {"alarm_stop": 1}
+    rig.until(State.STOPPING, 500)
+    rig.bms_changes = {}
+    rig.scan(300).acknowledge().scan(20_000)
+    assert rig.state() is State.ISOLATED
+    assert rig.coils == NONE
+    assert rig.o.ack_result == Result.REJECTED
+    rig.send().until(State.READY, 15_000)
+
+
+def test_a_command_void_by_a_lost_heartbeat_does_not_close_again_after_a_stop() -> None:
+    rig = Rig(heartbeats=True).charging()
+    rig.heartbeats = False
+    rig.until(State.READY, 12_000)
+    rig.pcs_changes, rig.bms_changes = {"state": 3}, {"rack_a": 20.0}
+    rig.until(State.STOPPING, 500)
+    rig.pcs_changes = {}
+    rig.scan(100).acknowledge()
+    rig.bms_changes = {}
+    rig.scan(20_000)
+    assert rig.state() is State.ISOLATED
+    assert rig.coils == NONE
+
+
+def test_a_command_sent_while_a_fault_stops_the_rack_is_refused() -> None:
+    rig = Rig().charging().scan(10_000)
+    rig.bms_changes = {"alarm_stop": 1}
+    rig.until(State.STOPPING, 500).send().scan(10)
+    assert rig.o.ack_result == Result.REJECTED
+
+
+def test_policy_isolate_opens_also_when_the_command_was_refused_before() -> None:
+    rig = Rig(heartbeats=True).charging()
+    rig.command = rig.command._replace(loss_policy=2)
+    rig.send(mode=5).scan(100)
+    assert rig.state() is State.READY
+    rig.heartbeats = False
+    rig.scan(30_000)
+    assert rig.state() is State.ISOLATED
+
+
+def test_only_mode_off_ends_service() -> None:
+    rig = Rig(heartbeats=True).until(State.ISOLATED, 1000).send(mode=5).until(State.SERVICE, 100)
+    rig.send(mode=2, c_rate=0.5, target_soc_pct=80.0).scan(100)
+    assert (rig.o.ack_result, rig.o.ack_why) == (Result.REJECTED, Why.IN_SERVICE)
+    rig.heartbeats = False
+    rig.scan(15_000)
+    rig.heartbeats = True
+    rig.send().scan(2000)
+    assert rig.state() is State.SERVICE
+    rig.send(mode=0).until(State.ISOLATED, 100)
+
+
+def test_an_interlock_that_opens_between_two_tries_of_precharge_closes_nothing() -> None:
+    rig = Rig(precharge_works=False).until(State.ISOLATED, 1000).send(mode=1).scan(6500)
+    assert (rig.state(), rig.coils) == (State.PRECHARGE, NONE)
+    rig.lines = rig.lines._replace(interlocks=0xF7)
+    for _ in range(300):
+        rig.once()
+        assert rig.coils == NONE
+    assert rig.state() is State.EMERGENCY_STOP
+
+
+def test_a_hot_thermal_loop_trips_also_without_a_cell_temperature() -> None:
+    rig = Rig(settings=settings(loop_high_c=80.0)).charging()
+    rig.bms_changes = {"cell_c_max": math.nan}
+    rig.lines = rig.lines._replace(loops_ma=(19.0,) * 8)
+    rig.scan(300)
+    assert rig.state() is State.EMERGENCY_STOP
+    assert "ERR_THERMAL_TRIP" in shown(rig)
+
+
+@pytest.mark.parametrize("name", ["rack_v", "rack_a", "soc_pct", "cell_v_max", "cell_v_min"])
+def test_without_a_number_that_decides_nothing_is_charged(name: str) -> None:
+    rig = Rig().charging()
+    rig.bms_changes = {name: math.nan}
+    rig.scan(120)
+    assert rig.o.setpoint_a == 0.0
+    rig.until(State.FAULT, 12_000)
+    assert "ERR_BMS_IMPLAUSIBLE" in shown(rig)
+    assert "ERR_OPENED_UNDER_LOAD" not in shown(rig), "the other meter ends the stop"
+
+
+def test_an_infinite_limit_is_not_a_number() -> None:
+    rig = Rig().charging()
+    rig.bms_changes = {"charge_max_a": math.inf}
+    rig.scan(120)
+    assert rig.o.charge_limit_a == 0.0
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_the_two_volt_rule_does_not_go_blind(odd: float) -> None:
+    rig = Rig().charging()
+    rig.pcs_changes = {"dc_v": odd}
+    rig.until(State.FAULT, 15_000)
+    assert "ERR_DELTA_OFFSET" in shown(rig)
+
+
+def test_a_welded_precharge_contactor_is_no_reason_to_open_under_load() -> None:
+    rig = Rig().charging().scan(20_000)
+    rig.welded = Coils(False, False, True)
+    while rig.coils.pos:
+        current_a = rig.current_a
+        rig.once()
+    assert abs(current_a) <= rig.settings.break_current
+    assert rig.state() is State.LOCKOUT
+    assert "ERR_OPENED_UNDER_LOAD" not in shown(rig)
+
+
+def test_a_blink_of_an_interlock_starts_the_current_from_zero() -> None:
+    rig = Rig().charging().scan(20_000)
+    rig.lines = rig.lines._replace(interlocks=0xF7)
+    assert rig.once().setpoint_a == 0.0
+    rig.lines = rig.lines._replace(interlocks=0xFF)
+    assert -1.0 < rig.once().setpoint_a < 0.0
+
+
+def test_a_long_precharge_and_a_long_stop_are_not_cut_short() -> None:
+    rig = Rig(precharge_works=False, settings=settings(precharge_max_time=30.0))
+    rig.until(State.ISOLATED, 1000).send(mode=1).until(State.FAULT, 100_000).scan(1000)
+    assert "ERR_PRECHARGE" in shown(rig)
+    assert rig.state() is State.FAULT
+    rig = Rig(settings=settings(stop_time_limit=80.0)).charging()
+    rig.bms_changes = {"rack_a": -200.0}
+    rig.send(mode=0).scan(79_000)
+    assert (rig.state(), rig.coils.pos) == (State.STOPPING, True)
+    rig.scan(2000)
+    assert "ERR_OPENED_UNDER_LOAD" in shown(rig)
+
+
+def test_a_guard_that_starts_late_is_waited_for() -> None:
+    rig = Rig()
+    attribute("guard", None)(rig)
+    assert rig.scan(2000).state() is State.INIT
+    rig.guard = ARMED
+    rig.until(State.ISOLATED, 100)
+
+
+def test_a_shorter_stop_brings_its_faster_ramp() -> None:
+    now = settings(ramp_down_rate=0.1, stop_time_limit=10.0)
+    in_force = narrowed(now, settings(revision=2, ramp_down_rate=0.5, stop_time_limit=2.0))
+    assert in_force.max_charge_rate / in_force.ramp_down_rate <= in_force.stop_time_limit

@@ -83,7 +83,7 @@ def test_opening_forgets_the_offset() -> None:
 
 def test_no_charge_before_the_offset_is_known() -> None:
     rig = Rig().until(State.ISOLATED, 1000).send(mode=2, c_rate=0.5, target_soc_pct=80.0).until(State.READY, 15_000)
-    rig.bms_changes = {"rack_a": 30.0}
+    rig.bms_changes = {"rack_a": 15.0}
     rig.scan(3000)
     assert rig.state() is State.READY
     rig.scan(9000)

@@ -1,0 +1,222 @@
+"""The second channel: what drops safe-enable, how soon, and what alone brings it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivers.board import Board, Edge
+from drivers.section import SectionFile
+from firmware import guard as module
+from firmware import image
+from firmware.guard import LATE_PERIODS, RESET_TICKS, STALL_NS, TICK_NS, Guard
+from statemachine.signals import GuardTrip
+
+PERIOD_MS = 10
+
+
+class Line:
+    """A gpiozero device as far as the guard uses one."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+class World:
+    """The guard's lines, its clock, and a controller that beats once a scan period."""
+
+    def __init__(self, directory: Path) -> None:
+        self.inputs = {"kill_switch": Line(1), "tamper": Line(1), "reset_button": Line(0)}
+        self.outputs = {"safe_enable": Line(0), "alive": Line(0)}
+        self.pending: list[Edge] = []
+        self.directory, self.now_ns, self.scan, self.beating = directory, 10**9, 0, True
+        self.control: SectionFile | None = None
+        self.guard: Guard | None = None
+
+    def edges(self) -> list[Edge]:
+        taken, self.pending = self.pending, []
+        return taken
+
+    def board(self) -> Board:
+        return Board(
+            inputs=self.inputs, outputs=self.outputs, loops=lambda: ((), 0), edges=self.edges, edge_fd=-1,
+            is_bench=True, close_terminals=lambda: None,
+        )  # fmt: skip
+
+    def start(self) -> World:
+        """A guard process on these lines; the one before, if any, must have let go of its file."""
+        self.control = self.control or image.writer("controller", self.directory)
+        self.guard = Guard(self.board())
+        return self
+
+    def tick(self, count: int = 1) -> World:
+        """Ticks of the guard; the controller scans every PERIOD_MS of them."""
+        assert self.control is not None
+        assert self.guard is not None
+        for _ in range(count):
+            self.now_ns += TICK_NS
+            if self.beating and self.now_ns // TICK_NS % round(PERIOD_MS * 1e6 / TICK_NS) == 0:
+                self.scan += 1
+                control = image.Control(self.scan, 0.0, False, False, 0.0, 0.0, PERIOD_MS)
+                self.control["control"].publish(image.CONTROL.pack(*control))
+            self.guard.tick()
+        return self
+
+    def ms(self, ms: float) -> World:
+        return self.tick(round(ms * 1e6 / TICK_NS))
+
+    @property
+    def safe(self) -> int:
+        return self.outputs["safe_enable"].value
+
+    def trip(self) -> GuardTrip:
+        found = image.reader("guard", "guard", self.directory).read()
+        assert found is not None
+        return GuardTrip(image.GUARD.unpack(found.payload).trip)
+
+    def press(self, ticks: int = RESET_TICKS) -> World:
+        self.inputs["reset_button"].value = 1
+        self.tick(ticks)
+        self.inputs["reset_button"].value = 0
+        return self.tick()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path)
+    monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr(module, "monotonic_ns", lambda: made.now_ns)
+    yield made.start()
+
+
+@pytest.fixture
+def armed(world: World) -> World:
+    world.ms(50)
+    assert world.safe == 1
+    return world
+
+
+def test_it_arms_by_itself_once_at_power_up_when_chain_and_controller_are_healthy(world: World) -> None:
+    world.beating = False
+    assert world.ms(200).safe == 0
+    world.beating = True
+    assert world.ms(50).safe == 1
+
+
+@pytest.mark.parametrize("line", ["kill_switch", "tamper"])
+def test_an_edge_drops_safe_enable_before_the_next_tick_however_short_it_was(armed: World, line: str) -> None:
+    armed.pending = [Edge(line, 0, 1), Edge(line, 1, 2)]
+    assert armed.guard is not None
+    armed.guard.edges()
+    assert armed.safe == 0
+    assert armed.ms(1000).safe == 0, "and it stays off"
+
+
+@pytest.mark.parametrize("line", ["kill_switch", "tamper"])
+def test_a_level_without_its_edge_drops_safe_enable_in_the_next_tick(armed: World, line: str) -> None:
+    armed.inputs[line].value = 0
+    assert armed.tick().safe == 0
+    armed.inputs[line].value = 1
+    assert armed.ms(1000).safe == 0
+
+
+def test_a_silent_controller_drops_safe_enable_within_three_scan_periods_and_not_before_two(armed: World) -> None:
+    armed.tick(4)
+    armed.beating = False
+    ticks = 0
+    while armed.safe:
+        armed.tick()
+        ticks += 1
+    took_ms = ticks * TICK_NS / 1e6
+    assert 2 * PERIOD_MS <= took_ms <= 3 * PERIOD_MS
+    assert took_ms >= LATE_PERIODS * PERIOD_MS - PERIOD_MS
+    assert armed.trip() is GuardTrip.HEARTBEAT_LATE
+
+
+def test_a_controller_that_starts_again_is_a_trip(armed: World) -> None:
+    armed.scan = 0
+    armed.ms(20)
+    assert armed.safe == 0
+    assert armed.trip() is GuardTrip.CONTROLLER_RESTARTED
+
+
+def _heartbeat_gone(w: World) -> None:
+    w.beating = False
+    w.ms(50)
+    w.beating = True
+
+
+def _kill(w: World) -> None:
+    w.inputs["kill_switch"].value = 0
+    w.tick()
+    w.inputs["kill_switch"].value = 1
+
+
+@pytest.mark.parametrize("cause", [_heartbeat_gone, _kill])
+def test_after_a_trip_only_the_physical_reset_arms_again(armed: World, cause: Callable[[World], Any]) -> None:
+    cause(armed)
+    assert armed.ms(5000).safe == 0
+    assert armed.press().safe == 1
+
+
+def test_a_reset_that_is_shorter_than_two_scans_does_not_arm(armed: World) -> None:
+    _kill(armed)
+    assert armed.press(RESET_TICKS - 1).ms(100).safe == 0
+
+
+def test_a_reset_with_the_cause_still_there_does_not_arm(armed: World) -> None:
+    armed.inputs["kill_switch"].value = 0
+    armed.tick()
+    assert armed.press().safe == 0
+    armed.inputs["kill_switch"].value = 1
+    assert armed.ms(1000).safe == 0, "an old press does not count later"
+
+
+def test_a_stuck_reset_button_is_one_press(armed: World) -> None:
+    armed.inputs["reset_button"].value = 1
+    armed.ms(100)
+    _kill(armed)
+    assert armed.ms(1000).safe == 0
+
+
+def test_a_stall_in_which_the_alive_relay_fell_out_needs_the_reset(armed: World) -> None:
+    armed.now_ns += STALL_NS
+    armed.tick()
+    assert armed.safe == 0
+    assert armed.trip() is GuardTrip.GUARD_STALLED
+    assert armed.press().safe == 1
+
+
+def test_the_alive_pulse_goes_on_while_safe_enable_is_off(armed: World) -> None:
+    _kill(armed)
+    levels = [armed.tick().outputs["alive"].value for _ in range(8)]
+    assert levels in ([0, 1] * 4, [1, 0] * 4)
+
+
+def test_a_guard_that_comes_back_does_not_arm_by_itself(armed: World) -> None:
+    assert armed.guard is not None
+    armed.guard.files.close()
+    armed.outputs["safe_enable"].value = 0
+    armed.start().ms(1000)
+    assert armed.safe == 0
+    assert armed.trip() is GuardTrip.GUARD_RESTARTED
+    assert armed.press().safe == 1
+
+
+def test_a_heartbeat_left_over_from_a_dead_controller_arms_nothing(tmp_path: Path, world: World) -> None:
+    world.ms(50)
+    assert world.guard is not None
+    world.guard.files.close()
+    (tmp_path / "guard.img").unlink()
+    world.beating, world.outputs["safe_enable"].value = False, 0
+    world.start().ms(500)
+    assert world.safe == 0
+
+
+def test_an_orderly_end_takes_safe_enable_away(armed: World) -> None:
+    assert armed.guard is not None
+    armed.guard.farewell()
+    assert armed.safe == 0
