@@ -1,0 +1,111 @@
+"""`python -m tests.bench [--quick] [--no-minute] [--write]`: prints every measurement beside its yardstick."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance import Appliance, appliance
+
+from firmware.aggregator import CONTROL_TICK_S
+
+from .measurements import (
+    FULL,
+    LIMIT,
+    QUICK,
+    WITHOUT_MINUTE,
+    Plan,
+    Row,
+    bms_poll,
+    charging,
+    kill_switch,
+    throughput,
+    writes,
+)
+from .yardsticks import BUILD, Busy, Machine, machine, rivals
+
+DOCUMENT = Path("docs/performance.md")
+LOGS = BUILD / "run"
+_NOTES = f"""\
+Absolute times are those of the machine; what carries over is the ratio to a yardstick that ran on it at the same time.
+
+- Ratios are ours to the yardstick's: p50, then p99. Below 1 is better, for requests a second (/s) above 1.
+- Everything runs on loopback against the bench with 1,200 cells at speed 1; the appliance as `make run` starts it.
+- Wake and execution times are the controller's own registers (`ScanWakeP50us` ..., rounded up to their bins) since
+  its start; cyclictest runs from then on, and keeps the processor out of deep sleep, for both. It preempts the scan,
+  the guard preempts both.
+- Kill-switch: from the bench's edge to the guard's store in the terminal, the contactors open, the state ISOLATED.
+- Write to output: from before the write until the read that shows it, back-to-back reads, random phase to the scan. The
+  aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms.
+- Poll of 1,200 cells: ours includes decoding, reduction and publishing. libmodbus polls half a period later.
+- Requests a second: server and generator on a core each, above ordinary processes where that is permitted, in short
+  bursts. The appliance takes {LIMIT} connections. libmodbus serves constant registers, ours the process image.
+"""
+
+
+def _measure(a: Appliance, plan: Plan) -> Iterator[Row]:
+    for measurement in (charging, writes, kill_switch, bms_poll, throughput):
+        yield from measurement(a, plan)
+
+
+def document(where: Machine, rows: list[Row], summary: str) -> str:
+    """docs/performance.md."""
+    lines = [
+        "# Performance\n",
+        "Measured and written by `python -m tests.bench --write`; do not edit.\n",
+        f"{where}. {summary}.\n",
+        "| measured | this firmware | compared with | yardstick | ratio |",
+        "|---|---|---|---|---|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + f"\n\n## How\n\n{_NOTES}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="everything, shorter: at most a minute")
+    parser.add_argument("--minute", action=argparse.BooleanOptionalAction, default=True, help="charge for 60 s, not 30")
+    parser.add_argument("--write", action="store_true", help=f"also write {DOCUMENT}")
+    args = parser.parse_args()
+    if args.write and args.quick:
+        parser.error("--write needs the whole run, leave out --quick")
+    return args
+
+
+def main() -> None:
+    """Exit 0 whatever the numbers are; 1 when the appliance did not work."""
+    args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    plan = QUICK if args.quick else FULL if args.minute else WITHOUT_MINUTE
+    where, others, busy, began_s = machine(), rivals(), Busy(), time.monotonic()
+    print(where, flush=True)
+    try:
+        rows = _run(plan)
+    except AssertionError as error:
+        sys.exit(f"bench: {error} (logs in {LOGS})")
+    others |= rivals()
+    summary = f"Run of {time.monotonic() - began_s:.0f} s; other work on the machine: {busy.others():.2f} cores"
+    if others:
+        summary += f", at real-time priority: {', '.join(sorted(others))}"
+    print(summary)
+    if args.write:
+        DOCUMENT.write_text(document(where, rows, summary))
+
+
+def _run(plan: Plan) -> list[Row]:
+    rows = []
+    shutil.rmtree(LOGS, ignore_errors=True)
+    with appliance(LOGS, speed=1, soc=40.0) as a:
+        for row in _measure(a, plan):
+            rows.append(row)
+            print(f"{row.what}: {row.ours} | {row.against}: {row.theirs} | {row.ratio}".rstrip(" |"), flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""The measurements: each drives a running appliance and yields rows, ours beside the yardstick's of the same time."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance import Appliance, free_ports
+from waiting import wait_until
+
+from drivers.modbus.client import Link
+from drivers.modbus.server import serve
+from drivers.profile import load
+from firmware import image
+from firmware.config import Site
+from firmware.controller import PRIORITY
+from firmware.guard import PRIORITY as GUARD_PRIORITY
+from firmware.guard import TICK_NS
+from firmware.registers import BASE, END, POINT, VENDOR_FIRST
+from statemachine import faults
+from statemachine.signals import InterlockBit, LimitReason, Mode
+from statemachine.states import CHARGING, State
+
+from .yardsticks import Burst, Cyclictest, Missing, Spread, burst, modbus_server, polls, spread
+
+LIMIT: int = signature(serve).parameters["max_connections"].default
+"""Connections that the appliance takes."""
+CLIENTS = (1, 8, min(32, LIMIT))
+REGISTERS = 125
+BURST_PAUSE_S = 0.45
+"""After a burst at real-time priority: the rest of the machine, starved meanwhile, catches up."""
+_STEP_C = 0.001
+_SITE = Site()
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    window_s: float  # of charging
+    rate_c: float
+    trials: int  # of write to output
+    presses: int  # of the kill-switch
+    rounds: int  # BMS polls
+    repeats: int  # of each server and number of clients
+    burst_s: float
+
+
+FULL = Plan(60.0, 0.5, 300, 60, 200, 5, 0.65)
+WITHOUT_MINUTE = FULL._replace(window_s=30.0)
+QUICK = Plan(10.0, 0.2, 60, 12, 50, 2, 0.3)
+
+
+class Row(NamedTuple):
+    """One line of the report."""
+
+    what: str
+    ours: str
+    against: str
+    theirs: str
+    ratio: str
+
+
+def _us(s: Spread) -> str:
+    return f"p50 {s.p50:.0f}, p99 {s.p99:.0f} us"
+
+
+def compared(what: str, ours: Spread, against: str, theirs: Spread | None, skipped: str = "") -> Row:
+    """A row of two spreads; without `theirs` it says why."""
+    counted = f"{_us(ours)} (n = {ours.n})"
+    if theirs is None:
+        return Row(what, counted, against, f"skipped: {skipped}", "")
+    return Row(what, counted, against, _us(theirs), f"x{ours.p50 / theirs.p50:.2f}, x{ours.p99 / theirs.p99:.2f}")
+
+
+def charging(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """Normal charging, from the first scans on: scan wake, missed deadlines, execution time, poll rates."""
+    period_us = int(a.get("ScanPeriodUs"))
+    with Cyclictest(PRIORITY + 1, period_us, _core(a)) as yardstick:
+        first = _scans(a)
+        a.until(State.ISOLATED)
+        a.command(Mode.CHARGE, plan.rate_c, 80.0)
+        a.until(*CHARGING)
+        polls_before, began_s = a.site.read("BmsPolls", "PcsPolls"), time.monotonic()
+        time.sleep(plan.window_s)
+        polls_after, lasted_s = a.site.read("BmsPolls", "PcsPolls"), time.monotonic() - began_s
+        last = _scans(a)
+    assert a.state() in CHARGING, f"the charge did not last: {_condition(a)}"
+    yield from _scan_rows(first, last, yardstick)
+    exec_p50, exec_p99 = last["ScanExecP50us"], last["ScanExecP99us"]
+    shares = f"{exec_p50 / period_us:.1%}, {exec_p99 / period_us:.1%}"
+    yield Row("scan execution time", f"p50 {exec_p50}, p99 {exec_p99} us", "scan period", f"{period_us} us", shares)
+    for what, name, period_ms in (
+        ("polls of 1,200 cells", "BmsPolls", _SITE.bms_poll_ms), ("PCS polls", "PcsPolls", _SITE.pcs_poll_ms),
+    ):  # fmt: skip
+        per_s, wanted = (polls_after[name] - polls_before[name]) / lasted_s, 1000 / period_ms
+        what = f"{what} over {lasted_s:.0f} s of charging"
+        yield Row(what, f"{per_s:.2f} /s", "period in site.conf", f"{wanted:.2f} /s", f"x{per_s / wanted:.3f}")
+
+
+def _condition(a: Appliance) -> str:
+    return f"{a.state()!r}, faults {faults.names(int(a.get('FaultBits')))}"
+
+
+def _core(a: Appliance) -> int:
+    return min(os.sched_getaffinity(a.pid("controller")))
+
+
+def _scans(a: Appliance) -> dict[str, int]:
+    names = [name for name in POINT if name.startswith("Scan")]
+    return {name: int(value) for name, value in a.site.read(*names).items()}
+
+
+def _scan_rows(first: dict[str, int], last: dict[str, int], yardstick: Cyclictest) -> Iterator[Row]:
+    scans, missed = (last[name] - first[name] for name in ("ScanCount", "ScanOverruns"))
+    seen, longest = yardstick.seen, last["ScanWakeMaxus"]
+    wake = Spread(last["ScanWakeP50us"], last["ScanWakeP99us"], scans)
+    yield compared("scan wake latency", wake, yardstick.name, seen and seen.spread, yardstick.missing)
+    ours = f"{missed} of {scans}"
+    if seen is None:
+        yield Row("missed deadlines", ours, yardstick.name, f"skipped: {yardstick.missing}", "")
+        return
+    times = f"x{longest / max(1, seen.longest):.2f}"
+    yield Row("longest scan wake latency", f"{longest} us", yardstick.name, f"{seen.longest} us", times)
+    late = f"{seen.late} of {seen.spread.n}"
+    above = f"{yardstick.name}, latencies above the period"
+    yield Row("missed deadlines", ours, above, late, f"{missed} against {seen.late}")
+
+
+def writes(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """While it charges steadily: a register written until its effect is read over Modbus, at random phases."""
+    steady = LimitReason.COMMAND
+    wait_until(lambda: a.get("LimReason") == steady, 60, lambda: f"the commanded rate is reached; {_condition(a)}")
+    first, period_us = int(a.get("CmdSeq")), a.get("ScanPeriodUs")
+    with _connected(a.ports.EMS_MODBUS_PORT) as site, _connected(a.ports.EMS_PCS_PORT) as pcs:
+        write = partial(site.write, 1)
+        profile = load(_SITE.pcs_profile)
+        echo = partial(site.read, 1, POINT["AckSeq"].address, 2)
+        setpoint = partial(pcs.read, profile.first_unit, profile.points["setpoint_a"].address, 1)
+
+        def command(trial: int) -> float:
+            wanted = (first + trial).to_bytes(4, "big")
+            return reaction(lambda: write(POINT["CmdSeq"].address, wanted), lambda: echo() == wanted)
+
+        def lower(trial: int) -> float:
+            rate, before = POINT["CmdRamp"].encode(plan.rate_c - trial * _STEP_C), setpoint()
+            return reaction(lambda: write(POINT["CmdRamp"].address, rate), lambda: setpoint() != before)
+
+        for what, trial, read in (
+            ("CmdSeq written to AckSeq read", command, echo),
+            ("CmdRamp written to set-point read at the PCS", lower, setpoint),
+        ):
+            trip_us = statistics.median([_duration_us(read) for _ in range(100)])
+            measured = spread([_at_random_phase(trial, n, period_us) for n in range(1, plan.trials + 1)])
+            expected = Spread(period_us / 2 + trip_us, period_us + trip_us, 0)
+            yield compared(what, measured, f"half and whole scan period + round trip of {trip_us:.0f} us", expected)
+
+
+@contextmanager
+def _connected(port: int) -> Iterator[Link]:
+    link = Link("127.0.0.1", port, 1.0)
+    link.connect()
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def _duration_us(act: Callable[[], object]) -> float:
+    began_ns = time.monotonic_ns()
+    act()
+    return (time.monotonic_ns() - began_ns) / 1e3
+
+
+def reaction(act: Callable[[], None], seen: Callable[[], bool]) -> float:
+    """Microseconds from the begin of `act` until `seen` is true."""
+
+    def until_seen() -> None:
+        act()
+        end_s = time.monotonic() + 2.0
+        while not seen():
+            assert time.monotonic() < end_s, "a written register has no effect within 2 s"
+
+    return _duration_us(until_seen)
+
+
+def _at_random_phase(trial: Callable[[int], float], number: int, period_us: float) -> float:
+    time.sleep(random.uniform(0.0, 2.0 * period_us) / 1e6)
+    return trial(number)
+
+
+def kill_switch(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """Presses with open contactors; the bench stamps the edge, the guard's terminal stamps safe-enable."""
+    a.command(Mode.OFF)
+    a.until(State.ISOLATED)
+    with Cyclictest(GUARD_PRIORITY, TICK_NS // 1000, _core(a)) as yardstick:
+        measured = spread([_press(a) for _ in range(plan.presses)])
+    theirs = yardstick.seen and yardstick.seen.spread
+    yield compared("kill-switch edge to safe-enable off", measured, yardstick.name, theirs, yardstick.missing)
+    _acknowledge(a)
+
+
+def _press(a: Appliance) -> float:
+    def shown(bit: InterlockBit) -> bool:
+        return bool(int(a.get("Interlocks")) >> bit & 1)
+
+    time.sleep(random.uniform(0.0, 0.01))
+    a.inject(kill_switch=1)
+    wait_until(lambda: not shown(InterlockBit.KILL_OK), 5, "the controller sees the kill-switch")
+    wait_until(lambda: a.truth("true_safe_enable") == 0, 5, "safe-enable drops")
+    took_us = a.truth("true_edge_to_safe_us")
+    a.inject(kill_switch=0, reset_button=1)
+    a.inject(reset_button=0)
+    wait_until(lambda: shown(InterlockBit.RESET_PRESSED), 5, "the reset button is down")
+    wait_until(lambda: not shown(InterlockBit.RESET_PRESSED), 5, "the reset button is up")
+    wait_until(lambda: a.truth("true_safe_enable") == 1, 5, "the guard is armed again")
+    return took_us
+
+
+def _acknowledge(a: Appliance) -> None:
+    def isolated() -> bool:
+        a.site.write({"AckFaults": 1})
+        return a.state() is State.ISOLATED
+
+    wait_until(isolated, 10, lambda: f"ISOLATED after the kill-switch; {_condition(a)}", pause_s=0.1)
+
+
+def bms_poll(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """The aggregator's polls beside the same requests by a bare libmodbus client, half a period apart."""
+    environment = Path(f"/proc/{a.pid('aggregator')}/environ").read_bytes().split(b"\0")
+    directory = Path(next(v[12:].decode() for v in environment if v.startswith(b"EMS_RUN_DIR=")))
+    what, against = "poll of 1,200 cells", f"bare libmodbus client, same {len(_requests())} requests, same bench"
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(_polls_between, a.ports.EMS_BMS_PORT, directory, plan.rounds)
+        ours = spread(_own_polls(directory, theirs, _SITE.bms_poll_ms / 1000 * plan.rounds))
+        try:
+            yield compared(what, ours, against, spread(theirs.result()))
+        except Missing as missing:
+            yield compared(what, ours, against, None, str(missing))
+
+
+def _requests() -> list[tuple[int, int, int]]:
+    """What the aggregator reads in one poll."""
+    profile = load(_SITE.bms_profile)
+    cells = _SITE.modules_per_string * _SITE.cells_per_module
+    units = [profile.unit(string) for string in range(_SITE.strings)]
+    summary = profile.blocks(name for name, point in profile.points.items() if point.access == "R")
+    arrays = [block for name in ("cell_v", "cell_c", "balancing") for block in profile.arrays[name].blocks(cells)]
+    summaries = [(unit, block.address, block.count) for unit in units for block in summary]
+    return summaries + [(unit, address, count) for unit in units for address, count in arrays]
+
+
+def _polls_between(port: int, directory: Path, rounds: int) -> list[float]:
+    """libmodbus in the middle between two polls of the aggregator, whose schedule is absolute."""
+    found = image.reader("aggregator", "bms", directory).read()
+    assert found is not None
+    period_us = int(1000 * _SITE.bms_poll_ms)
+    start_ns = found.stamp_ns + period_us * 5_500
+    return [float(us) for us in polls(port, _requests(), start_ns, period_us, rounds)]
+
+
+def _own_polls(directory: Path, others: Future[list[float]], at_least_s: float) -> list[float]:
+    """BmsPollUs of every poll seen while the other client works."""
+    links, samples, seen, end_s = image.View(image.LINKS, "aggregator", "links", directory), [], 0, 0.0
+    end_s = time.monotonic() + at_least_s
+    while time.monotonic() < end_s or not others.done():
+        now = links.refresh()
+        if now is not None and now.bms_polls != seen:
+            seen = now.bms_polls
+            samples.append(float(now.bms_poll_us))
+        time.sleep(0.02)
+    return samples
+
+
+def throughput(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """Requests a second in a closed loop, in bursts that alternate between the two servers."""
+    a.site.close()
+    pid, own_port, port = a.pid("server"), a.ports.EMS_MODBUS_PORT, free_ports().EMS_MODBUS_PORT
+    against = f"libmodbus server, same load, medians of {plan.repeats}"
+    cores = _apart(_core(a))
+    try:
+        with modbus_server(port, BASE, END - BASE) as other:
+            for clients in CLIENTS:
+                what = f"FC3 x {REGISTERS}, {clients} client{'s' * (clients > 1)}{', its limit' * (clients == LIMIT)}"
+                pairs = [
+                    (_burst(pid, own_port, clients, plan, cores), _burst(other, port, clients, plan, cores))
+                    for _ in range(plan.repeats)
+                ]
+                ours, theirs = (_middle(side) for side in zip(*pairs, strict=True))
+                yield Row(what, _told(ours), against, _told(theirs), _ratio(ours, theirs))
+    except Missing as missing:
+        yield Row("Modbus requests a second", "", against, f"skipped: {missing}", "")
+
+
+def _apart(scan_core: int) -> tuple[int, int]:
+    """Cores of server and load generator: never the same, and the scan's only when there is no other."""
+    others = sorted(os.sched_getaffinity(0) - {scan_core}) or [scan_core]
+    return others[0], others[1] if len(others) > 1 else scan_core
+
+
+def _burst(pid: int, port: int, clients: int, plan: Plan, cores: tuple[int, int]) -> Burst:
+    time.sleep(BURST_PAUSE_S)
+    return burst(pid, port, VENDOR_FIRST, REGISTERS, clients, plan.burst_s, cores)
+
+
+def _middle(bursts: tuple[Burst, ...]) -> Burst:
+    return Burst(*map(statistics.median, zip(*bursts, strict=True)))
+
+
+def _told(b: Burst) -> str:
+    return f"{b.per_s:.0f} /s, p50 {b.p50_us:.0f}, p99 {b.p99_us:.0f} us, server CPU {b.cpu_us:.1f} us"
+
+
+def _ratio(ours: Burst, theirs: Burst) -> str:
+    return f"x{ours.per_s / theirs.per_s:.2f} /s, CPU x{ours.cpu_us / max(0.1, theirs.cpu_us):.1f}"
