@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gpiozero import InputDevice, OutputDevice
+from gpiozero.pins import BoardInfo, HeaderInfo, PinInfo
+
+if TYPE_CHECKING:
+    from drivers.board_file import BoardFile
 
 Role = Literal["controller", "guard"]
 Loops = tuple[tuple[float, ...], int]
@@ -39,6 +44,19 @@ LINES: dict[str, Line] = {line.name: line for line in (*INPUTS, *OUTPUTS)}
 the closed contactor of fb_*, and the energised output."""
 
 
+def _pin_info(line: Line) -> Any:
+    return PinInfo(line.number, line.name, frozenset({line.name}), "", line.number, 1, frozenset({"gpio"}))
+
+
+PINS: dict[int, Any] = {line.number: _pin_info(line) for line in LINES.values()}
+
+
+def board_info(model: str, header: str) -> Any:
+    """gpiozero's description of a board with the lines of the table."""
+    headers = {header: HeaderInfo(header, 32, 1, PINS)}
+    return BoardInfo("1", model, "1", "", "", "OpenBESS", 0, "", 0, 0, 0, 0, False, False, 0, 0, headers, "")
+
+
 class BoardError(OSError):
     """The board cannot be opened; the message says what was looked for and what to do."""
 
@@ -68,22 +86,30 @@ class Board:
     close_terminals: Callable[[], None]
 
     def close(self) -> None:
-        """Gives the lines back. Outputs keep their last level, as those of a character device do."""
+        """Gives the lines back. The bench's outputs keep their last level, a real board's are driven safe before."""
         for device in (*self.inputs.values(), *self.outputs.values()):
             device.close()
         self.close_terminals()
 
 
-def open_board(role: Role, directory: Path, timeout_s: float = 10.0) -> Board:
-    """The bench's board in `directory`, all outputs of `role` at 0.
+def open_board(role: Role, directory: Path, timeout_s: float = 10.0, board: str | None = None) -> Board:
+    """The board named `board` (a shipped name or a path ending in .toml; None = $EMS_BOARD, else the bench).
 
-    Waits up to `timeout_s` for the bench to run; raises BoardError when it does not.
+    All outputs of `role` are at 0. The bench is waited for up to `timeout_s`; on other boards the guard has its own
+    three inputs only, and the loops are those that the sampler publishes in `directory`. Raises BoardError.
     """
+    from drivers.board_file import load
+
+    file = load(board or os.environ.get("EMS_BOARD") or "bench")
+    return _bench(role, directory, timeout_s) if file.is_bench else _hardware(role, directory, file)
+
+
+def _bench(role: Role, directory: Path, timeout_s: float) -> Board:
     from drivers.bench.pins import BenchFactory  # not loaded where there is hardware
 
     factory = BenchFactory(role, directory, timeout_s)
     return Board(
-        inputs={i.name: InputDevice(i.name, pull_up=None, active_state=True, pin_factory=factory) for i in INPUTS},
+        inputs={i.name: _input(i, factory) for i in INPUTS},
         outputs={o.name: OutputDevice(o.name, pin_factory=factory) for o in OUTPUTS if o.role == role},
         loops=factory.loops,
         edges=factory.edges,
@@ -91,3 +117,29 @@ def open_board(role: Role, directory: Path, timeout_s: float = 10.0) -> Board:
         is_bench=True,
         close_terminals=factory.close,
     )
+
+
+def _hardware(role: Role, directory: Path, file: BoardFile) -> Board:
+    from drivers.loops import LoopsReader
+    from drivers.pins import LineFactory  # not loaded on the bench
+
+    factory = LineFactory(role, file)
+    try:
+        outputs = {o.name: OutputDevice(o.name, pin_factory=factory) for o in OUTPUTS if o.role == role}
+        inputs = {i.name: _input(i, factory) for i in INPUTS if i.edges or role != "guard"}
+    except BaseException:
+        factory.close()
+        raise
+    return Board(
+        inputs=inputs,
+        outputs=outputs,
+        loops=LoopsReader(directory).loops,
+        edges=factory.edges,
+        edge_fd=factory.edge_fd if role == "guard" else -1,
+        is_bench=False,
+        close_terminals=factory.close,
+    )
+
+
+def _input(line: Line, factory: Any) -> Any:
+    return InputDevice(line.name, pull_up=None, active_state=True, pin_factory=factory)

@@ -1,4 +1,4 @@
-"""`ems-tool --status | --verify-interlocks | --ack-faults`: what a person at the rack needs to know and do."""
+"""`ems-tool --status | --verify-interlocks | --ack-faults | --board-check`: what a person at the rack needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from statemachine.signals import GuardTrip, InterlockBit, Mode, StatusBit
 
-from . import cli, words
+from . import board_check, cli, words
 from .points import PointClient
 
 PROG = "ems-tool"
@@ -151,7 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--ack-faults", ack_faults, "acknowledge latched faults whose cause is gone"),
     ):
         task.add_argument(option, dest="action", action="store_const", const=action, help=help_text)
+    task.add_argument("--board-check", action="store_true", help="verify a board file against this machine")
+    parser.add_argument("--board", help="name or .toml path for --board-check (default $EMS_BOARD, else bench)")
     args = parser.parse_args(cli.arguments(argv))
+    if args.board_check:
+        return board_check.run(PROG, args.board)
     return cli.run(PROG, args, args.action)
 
 

@@ -14,9 +14,9 @@ from time import monotonic_ns
 from typing import Any
 
 from gpiozero.exc import PinInvalidFunction, PinSetInput
-from gpiozero.pins import BoardInfo, Factory, HeaderInfo, Pin, PinInfo
+from gpiozero.pins import Factory, Pin
 
-from drivers.board import LINES, BoardError, Edge, Line, Role
+from drivers.board import LINES, PINS, BoardError, Edge, Line, Role, board_info
 
 from .terminals import (
     EDGE,
@@ -36,15 +36,7 @@ _FRESH_NS = 2_000_000_000
 """The bench samples its loops every few ms; older than this means that it is gone."""
 
 
-def _info(line: Line) -> Any:
-    return PinInfo(line.number, line.name, frozenset({line.name}), "", line.number, 1, frozenset({"gpio"}))
-
-
-_PINS = {line.number: _info(line) for line in LINES.values()}
-_HEADER = HeaderInfo("BENCH", 32, 1, _PINS)
-_BOARD = BoardInfo(
-    "1", "bench", "1", "", "", "OpenBESS", 0, "", 0, 0, 0, 0, False, False, 0, 0, {"BENCH": _HEADER}, ""
-)  # fmt: skip
+_BOARD = board_info("bench", "BENCH")
 
 
 class _BenchPin(Pin):  # type: ignore[misc]
@@ -56,7 +48,7 @@ class _BenchPin(Pin):  # type: ignore[misc]
         return f"bench line {self._line.name}"
 
     def _get_info(self) -> Any:
-        return _PINS[self._line.number]
+        return PINS[self._line.number]
 
     def _get_function(self) -> str:
         return "input" if self._line.role is None else "output"

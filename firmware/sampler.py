@@ -1,0 +1,61 @@
+"""The sampler: reads the 4-20 mA loops outside the scan and publishes them with their stamps.
+
+SCHED_FIFO below the controller. A bus that hangs stops the publishing; the controller sees the section age. On the
+bench there is nothing to sample and the process ends at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from time import monotonic_ns
+
+from drivers.adc import LoopSampler
+from drivers.board import BoardError
+from drivers.board_file import load
+from drivers.loops import SECTION, pack
+from drivers.section import SectionWriter
+
+from . import image
+from .realtime import lock_memory, pending_stop, settle, sleep_until, use_fifo
+
+PRIORITY = 60
+PERIOD_NS = 20_000_000
+
+
+def run(sampler: LoopSampler, section: SectionWriter) -> None:
+    """A round every PERIOD_NS, or as fast as the bus allows, until SIGTERM. The stamp is the start of the round."""
+    deadline = monotonic_ns()
+    while not pending_stop():
+        sleep_until(deadline)
+        start_ns = monotonic_ns()
+        section.publish(pack(sampler.round()), start_ns)
+        gc.collect(0)  # a bus error leaves a cycle, and the collector is off
+        deadline = max(deadline + PERIOD_NS, monotonic_ns())
+
+
+def main() -> int:
+    """Process entry."""
+    try:
+        board = load(os.environ.get("EMS_BOARD") or "bench")
+        if board.is_bench:
+            print("sampler: the bench samples its own loops; nothing to do", file=sys.stderr)
+            return 0
+        files = image.writer("sampler")
+    except (BoardError, OSError) as error:
+        print(f"sampler: {error}", file=sys.stderr)
+        return 2
+    log = image.EventLog(files["events"])
+    sampler = LoopSampler(board, lambda text: log.add(0, text=text))
+    settle()
+    fifo, _ = use_fifo(PRIORITY), lock_memory()
+    grade = f"SCHED_FIFO {PRIORITY}" if fifo else "without the right to SCHED_FIFO"
+    print(f"sampler: {len(board.loops)} loops of board {board.path.stem}, {grade}", file=sys.stderr)
+    run(sampler, files[SECTION])
+    sampler.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
