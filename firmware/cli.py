@@ -41,9 +41,17 @@ def port(text: str) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> list[str]:
-    """The arguments with the typographic dashes of a printed manual made plain: `–mode` is `--mode`."""
-    given = sys.argv[1:] if argv is None else argv
-    return ["--" + word.lstrip(_DASHES + "-") if word[:1] in tuple(_DASHES) else word for word in given]
+    """The arguments with the typographic dashes of a printed manual made plain: `–mode` is `--mode`.
+
+    A dash before a digit is a minus: `--power -250000W` is `--power=-250000W`.
+    """
+    plain: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if plain and word[:1] in (*_DASHES, "-") and word[1:2].isdecimal():
+            plain[-1] += f"=-{word[1:]}"
+        else:
+            plain.append("--" + word.lstrip(_DASHES + "-") if word[:1] in tuple(_DASHES) else word)
+    return plain
 
 
 def write(client: PointClient, values: Mapping[str, float]) -> None:

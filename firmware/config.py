@@ -22,7 +22,7 @@ from statemachine.signals import LossPolicy
 from .image import LAYOUT
 from .settings_codec import cell_profile
 
-_AGAIN = "correct the line and send SIGHUP again"
+AGAIN = "correct the line and send SIGHUP again"
 MAX_CELLS = LAYOUT["aggregator"]["cells"] // 6
 """Voltage, temperature and balancing status of a cell take at most three registers in the process image."""
 
@@ -310,7 +310,7 @@ def _lines(path: Path) -> _Lines:
         return lines
     for number, line in enumerate(data.split(b"\n"), 1):
         if wrong := _take(lines, number, line):
-            lines.errors.append((number, f"{path}:{number}: {wrong}; {_AGAIN}"))
+            lines.errors.append((number, f"{path}:{number}: {wrong}; {AGAIN}"))
     return lines
 
 
@@ -345,7 +345,7 @@ def _read(directory: Path, file: str, kind: type[C], errors: list[str]) -> _Read
 def _refused(lines: _Lines, kind: type[_Conf], name: str) -> str:
     field = kind.model_fields.get(name)
     what = f"allowed {_allowed(field)}" if field else f"unknown name; {_elsewhere(name)}"
-    return f"{lines.path}:{lines.numbers[name]}: {name} = {lines.values[name]}: {what}; {_AGAIN}"
+    return f"{lines.path}:{lines.numbers[name]}: {name} = {lines.values[name]}: {what}; {AGAIN}"
 
 
 def _elsewhere(name: str) -> str:
@@ -357,7 +357,7 @@ def _cell_of(site: _Read[Site], errors: list[str]) -> CellProfile | None:
     try:
         return load_cell_profile(site.conf.cell_profile)
     except ConfigError as error:
-        errors.append(f"{site.where('cell_profile')}: {error}; {_AGAIN}")
+        errors.append(f"{site.where('cell_profile')}: {error}; {AGAIN}")
         return None
 
 
@@ -370,30 +370,30 @@ def _contradictions(limits: _Read[Limits], site: _Read[Site], cell: CellProfile)
     )  # fmt: skip
     for low, high in rising:
         if getattr(c, low) >= getattr(c, high):
-            yield f"{limits.where(low)}: allowed below {high} = {_written(getattr(c, high))}; {_AGAIN}"
+            yield f"{limits.where(low)}: allowed below {high} = {_written(getattr(c, high))}; {AGAIN}"
     top, bottom = series * cell.v_limit_v, series * cell.v_min_v
     cells = f"{series} cells in series of profile {cell.name}"
     if c.max_charge_voltage > top + 1e-6:
-        yield f"{limits.where('max_charge_voltage')}: allowed up to {top:g} V, {cells} x {cell.v_limit_v:g} V; {_AGAIN}"
+        yield f"{limits.where('max_charge_voltage')}: allowed up to {top:g} V, {cells} x {cell.v_limit_v:g} V; {AGAIN}"
     if c.min_discharge_voltage < bottom - 1e-6:
         at = limits.where("min_discharge_voltage")
-        yield f"{at}: allowed from {bottom:g} V, {cells} x {cell.v_min_v:g} V; {_AGAIN}"
+        yield f"{at}: allowed from {bottom:g} V, {cells} x {cell.v_min_v:g} V; {AGAIN}"
     fall_s = max(c.max_charge_rate, c.max_discharge_rate) / c.ramp_down_rate
     if fall_s > c.stop_time_limit:
         yield (
             f"{limits.where('stop_time_limit')}: allowed from {fall_s:g} s, the time ramp_down_rate = "
-            f"{_written(c.ramp_down_rate)} C/s needs from the highest rate; {_AGAIN}"
+            f"{_written(c.ramp_down_rate)} C/s needs from the highest rate; {AGAIN}"
         )
     yield from _poll_contradictions(limits, site)
     if series * site.conf.strings > MAX_CELLS:
-        yield f"{site.where('strings')}: {series * site.conf.strings} cells, allowed up to {MAX_CELLS} in all; {_AGAIN}"
+        yield f"{site.where('strings')}: {series * site.conf.strings} cells, allowed up to {MAX_CELLS} in all; {AGAIN}"
 
 
 def _poll_contradictions(limits: _Read[Limits], site: _Read[Site]) -> Iterator[str]:
     for timeout, poll in (("bms_timeout", "bms_poll_ms"), ("pcs_timeout", "pcs_poll_ms")):
         poll_s = getattr(site.conf, poll) / 1000
         if getattr(limits.conf, timeout) < 2 * poll_s:
-            yield f"{limits.where(timeout)}: allowed from {2 * poll_s:g} s, twice {poll} in site.conf; {_AGAIN}"
+            yield f"{limits.where(timeout)}: allowed from {2 * poll_s:g} s, twice {poll} in site.conf; {AGAIN}"
 
 
 def _bits(channels: tuple[int, ...]) -> int:

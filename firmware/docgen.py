@@ -72,10 +72,11 @@ def modbus_map_markdown() -> str:
         "To charge: one FC16 from `CmdSeq` with the next `CmdSeq`, `CmdMode` 2, `CmdW`, `CmdRamp` and",
         "`CmdTgtSoC`; then `AckSeq` echoes the number and `AckResult` says 1 accepted or 2 rejected. A client",
         "that only has FC06 writes `CmdRamp`, `CmdTgtSoC` and then `CmdMode`; a change of `CmdMode` advances",
-        "`CmdSeq` by itself. After a trip or a restart a command needs a new `CmdSeq`:",
-        "with FC06, write `CmdMode` 0 first. Once a heartbeat was written (`CtrlHb`,",
-        "`ControllerHb`: one counter), it must change within `HbTmo`. Registers in no table are reserve,",
-        "read 0x8000 and refuse writes.\n",
+        "`CmdSeq` by itself. After a trip or a restart a command needs a new `CmdSeq`, the old one is refused:",
+        "with FC06, write `CmdMode` 0 first. Once a heartbeat was written (`CtrlHb`, `ControllerHb`: one counter),",
+        "it must change within `HbTmo`; while it is lost a new command is refused. `CmdMode` 0 then ends the",
+        "watch until the heartbeat is written again. Registers in no table are reserve, read 0x8000 and refuse",
+        "writes.\n",
     ]
     firsts = sorted(_MODELS)
     text = "\n".join(rules)

@@ -65,7 +65,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def command(client: PointClient, args: argparse.Namespace) -> None:
     """One FC16 with the next CmdSeq; returns when the controller accepted it. Raises Failed when it did not."""
-    now = client.read("CmdSeq", "CmdW", "CmdRamp", "CmdTgtSoC")
+    now = client.read("CmdSeq", "CmdW", "CmdRamp", "CmdTgtSoC", "WSetEna")
+    if args.mode == "grid" and now["WSetEna"]:
+        raise cli.Failed("WSetEna is 1: the set-point of model 704 is in force, not --power; write WSetEna 0 first")
     seq = (now["CmdSeq"] + 1) % 0xFFFFFFFF
     given = {"CmdW": args.power, "CmdRamp": args.ramp, "CmdTgtSoC": args.target}
     settings = {name: now[name] if value is None else value for name, value in given.items()}

@@ -24,10 +24,11 @@ from drivers.modbus.server import ModbusError, serve
 from drivers.section import SectionError, SectionFile
 from statemachine.commands import refusal
 from statemachine.settings import Settings, same
-from statemachine.signals import Command, LossPolicy, Mode, Why
+from statemachine.signals import Command, LossPolicy, Mode, Result, StatusBit, Why
+from statemachine.wishes import VOIDING
 
 from . import registers
-from .config import ConfigError, Loaded, Site, config_directory, load, load_site
+from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
 from .image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, EventLog, View, run_directory, writer
 from .registers import BASE, END, POINT, WSET_GROUP, OpCtl, Own, Row, SetOp, Sources, WSetMode
 from .settings_codec import settings_from_json, settings_to_json
@@ -45,6 +46,8 @@ _MODES = ("CmdMode", "OpCtl", "SetOp")
 _RUNNING = (Mode.CHARGE, Mode.DISCHARGE, Mode.GRID)
 _OPCTL_MODE = {OpCtl.STOP: Mode.OFF, OpCtl.ENTER_STANDBY: Mode.READY}
 _SEQUENCES = 0xFFFFFFFF
+_BEATING_NS = 1_000_000_000
+"""A heartbeat that changed within it is not lost, whatever a status of before says; below the shortest HbTmo."""
 
 
 class Refused(ModbusError):
@@ -161,6 +164,7 @@ class Counters(NamedTuple):
     acks: int
     wset_version: int
     armed: bool
+    beaten_ns: int = -_BEATING_NS  # when the site controller's heartbeat changed last
 
 
 class Appliance:
@@ -181,7 +185,8 @@ class Appliance:
         self._beat_ns = monotonic_ns()
         self._counters = self._resume()
         self._reverted = 0
-        self._config_error = False
+        self._config_error = self._require_heartbeat = False
+        self._void_seq = -1  # CmdSeq of a command that the controller does not follow any more
         self._defaults: tuple[float, int] | None = None
         self._update(own=Own(0, 0, 0))
         registers.put(self._image, "Vr", version("ems-edge"))
@@ -203,6 +208,7 @@ class Appliance:
         if settings is not None:
             self._update(settings=settings)
         if site is not None:
+            self._require_heartbeat = site.require_heartbeat
             self._counters = self._counters._replace(armed=self._counters.armed or site.require_heartbeat)
             defaults = (site.heartbeat_timeout, int(LossPolicy[site.loss_policy.upper()]))
             if defaults != self._defaults:
@@ -299,6 +305,7 @@ class Appliance:
             if value is not getattr(self._sources, name):
                 self._update(**{name: value})
         self._follow_reversion()
+        self._follow_void()
 
     def _follow_reversion(self) -> None:
         status, current = self._sources.status, self._counters.wset_version
@@ -308,6 +315,21 @@ class Appliance:
         for name, source in (("WSetEna", "WSetEnaRvrt"), ("WSet", "WSetRvrt"), ("WSetPct", "WSetPctRvrt")):
             registers.put(self._image, name, registers.get(self._image, source))
         self.publish()
+
+    def _follow_void(self) -> None:
+        status = self._sources.status
+        if status is None:
+            return
+        lost = self._lost(self._counters) and registers.get(self._image, "LossPol") != LossPolicy.HOLD
+        if lost or status.state in VOIDING or status.ack_result == Result.REJECTED:
+            self._void_seq = status.ack_seq
+
+    def _lost(self, counters: Counters) -> bool:
+        """The site controller's heartbeat is missing."""
+        status = self._sources.status
+        if status is None or not counters.armed or monotonic_ns() - counters.beaten_ns < _BEATING_NS:
+            return False
+        return bool(status.status_bits >> StatusBit.HEARTBEAT_LOST & 1)
 
     def _take(self, address: int, data: bytes) -> None:
         rows = covered(address, len(data) // 2)
@@ -322,15 +344,17 @@ class Appliance:
         self._image[:] = image
         self._counters = counters
         if self._sources.own.why and touched - set(_HEARTBEATS):
-            self._update(own=self._sources.own._replace(why=0))
+            self._update(own=self._sources.own._replace(why=0, address=0))
         self.publish()
 
     def _apply(self, image: bytearray, touched: set[str], rows: list[Row]) -> Counters:
         """Everything that follows from the written values, on a copy. Raises Refused (04)."""
         counters = self._counters
         for name in touched.intersection(_HEARTBEATS):
-            self._mirror_heartbeat(image, int(registers.get(image, name)))
-            counters = counters._replace(armed=True)
+            beat = registers.get(image, name)
+            changed = beat != registers.get(self._image, name)
+            self._mirror_heartbeat(image, int(beat))
+            counters = counters._replace(armed=True, beaten_ns=monotonic_ns() if changed else counters.beaten_ns)
         for name in touched.intersection(_ACKS):
             counters = counters._replace(acks=counters.acks + int(registers.get(image, name)))
             registers.put(image, name, 0)
@@ -339,7 +363,7 @@ class Appliance:
                 raise Refused(4, Why.NO_CONFIGURATION, POINT["WSetMod"].address)
             counters = counters._replace(wset_version=counters.wset_version + 1)
         if not touched.isdisjoint((*_MODES, "CmdSeq")):
-            self._apply_mode(image, touched, rows)
+            counters = self._apply_mode(image, touched, rows, counters)
         return counters
 
     @staticmethod
@@ -348,22 +372,34 @@ class Appliance:
         for name in ("CtrlHb", "802.CtrlHb"):
             registers.put(image, name, heartbeat % 0xFFFF)
 
-    def _apply_mode(self, image: bytearray, touched: set[str], rows: list[Row]) -> None:
+    def _apply_mode(self, image: bytearray, touched: set[str], rows: list[Row], counters: Counters) -> Counters:
+        """Mode OFF ends the watch over a heartbeat that is lost, until it is written again: nothing is left to stop."""
         before = Mode(int(registers.get(self._image, "CmdMode")))
         mode = _commanded_mode(image, touched, before)
         at = next(row.point.address for row in rows if row.point.name in (*_MODES, "CmdSeq"))
-        self._permit(mode, POINT["CmdMode"].address if "CmdMode" in touched else at)
         if mode != before and "CmdSeq" not in touched:
             registers.put(image, "CmdSeq", (registers.get(image, "CmdSeq") + 1) % _SEQUENCES)
-        _mirror_mode(image, mode)
-
-    def _permit(self, mode: Mode, address: int) -> None:
-        if mode == Mode.OFF:
-            return
-        status = self._sources.status
-        why = Why.NO_DATA if status is None else refusal(mode, status.state, status.permit)
+        seq = int(registers.get(image, "CmdSeq"))
+        new = mode != before or seq != registers.get(self._image, "CmdSeq")
+        why = self._refusal(mode, seq, lost=new and self._lost(counters))
         if why != Why.NONE:
-            raise Refused(4, why, address)
+            raise Refused(4, why, POINT["CmdMode"].address if "CmdMode" in touched else at)
+        _mirror_mode(image, mode)
+        if mode == Mode.OFF and self._lost(counters):
+            return counters._replace(armed=self._require_heartbeat)
+        return counters
+
+    def _refusal(self, mode: Mode, seq: int, lost: bool) -> Why:
+        status = self._sources.status
+        if mode == Mode.OFF:
+            return Why.NONE
+        if status is None:
+            return Why.NO_DATA
+        if why := refusal(mode, status.state, status.permit):
+            return why
+        if lost:
+            return Why.HEARTBEAT_LOST
+        return Why.SEQ_NOT_NEW if seq == self._void_seq else Why.NONE
 
 
 class Configuration:
@@ -389,7 +425,8 @@ class Configuration:
         except ConfigError as error:
             for line in str(error).splitlines():
                 print(f"configuration refused: {line}", file=sys.stderr, flush=True)
-                self._events.add(0, text=f"CONFIG {line.replace(f'{self._directory}/', '')}")
+                text = line.replace(f"{self._directory}/", "").removesuffix(f"; {AGAIN}")
+                self._events.add(0, text=f"CONFIG {text}")
             self._appliance.configure(self._settings, None, error=True)
             return None
         return self._accept(loaded)

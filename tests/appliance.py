@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -81,10 +82,10 @@ class Appliance:
     def pid(self, name: str) -> int:
         """Process id of one of the runner's children, by its module."""
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal() or f"PPid:\t{self.runner.pid}\n" not in (entry / "status").read_text():
-                continue
-            if f"firmware.{name}" in (entry / "cmdline").read_text().split("\0"):
-                return int(entry.name)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end while we look
+                ours = entry.name.isdecimal() and f"PPid:\t{self.runner.pid}\n" in (entry / "status").read_text()
+                if ours and f"firmware.{name}" in (entry / "cmdline").read_text().split("\0"):
+                    return int(entry.name)
         raise AssertionError(f"{name} does not run")
 
     def log(self) -> str:

@@ -37,6 +37,10 @@ class Site:
         self.plant = Plant(Rack(SMALL, soc=0.5), self.wires, self.now_ns, speed)
         self.drive("safe_enable", 1)
 
+    def press(self, pressed: bool) -> None:
+        self.plant.reset_pressed = pressed
+        self.plant.tick(self.now_ns)
+
     def drive(self, name: str, level: int) -> None:
         self.wires.words[name] = (level, self.now_ns)
 
@@ -244,3 +248,15 @@ def test_the_time_from_kill_switch_to_safe_enable_is_measured_from_the_guards_st
     site.wires.words["safe_enable"] = (0, site.now_ns + 250_000)
     site.run(10)
     assert site.plant.edge_to_safe_us == 250.0
+
+
+@pytest.mark.parametrize(("held_ms", "still_ms"), [(0, 195), (100, 95), (1000, 0)])
+def test_a_press_of_the_reset_button_lasts_200_ms_or_as_long_as_it_is_held(held_ms: int, still_ms: int) -> None:
+    site = Site()
+    site.press(True)
+    site.run(held_ms)
+    site.press(False)
+    site.run(still_ms)
+    assert site.wires.levels["reset_button"] == (still_ms > 0)
+    site.run(5)
+    assert site.wires.levels["reset_button"] == 0

@@ -12,6 +12,7 @@ from fake_appliance import FakeAppliance
 
 from firmware import docgen, ems_control, ems_tool, server
 from firmware.image import Status
+from firmware.registers import POINT
 from statemachine.faults import BY_NAME
 from statemachine.signals import Command, Mode, Result, Why
 from statemachine.states import State
@@ -51,10 +52,25 @@ def test_the_manuals_command_charges(appliance: FakeAppliance, dash: str, capsys
 
 def test_what_is_not_given_stays_as_it_was(appliance: FakeAppliance) -> None:
     assert control(appliance, "--mode charge --ramp 0.25C --target 70%") == 0
-    assert control(appliance, "--mode grid --power=-250000") == 0
+    assert control(appliance, "--mode grid --power -250000W") == 0
     command = appliance.command
     assert (command.mode, command.w, command.c_rate, command.seq) == (Mode.GRID, -250_000, 0.25, 2)
     assert command.target_soc_pct == pytest.approx(70)
+
+
+@pytest.mark.parametrize("power", ["-250000W", "-250000", "−250000W"])
+def test_a_charging_power_is_a_value_not_an_option(appliance: FakeAppliance, power: str) -> None:
+    assert control(appliance, f"--mode grid --power {power}") == 0
+    assert appliance.command.w == -250_000
+
+
+def test_a_power_that_the_704_set_point_overrides_is_not_taken(
+    appliance: FakeAppliance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    appliance.call(lambda: appliance.device.write(1, POINT["WSetEna"].address, b"\0\1", "site"))
+    assert control(appliance, "--mode grid --power -250000W") == 1
+    assert "WSetEna" in one_line(capsys)
+    assert appliance.command.mode == Mode.OFF
 
 
 def test_a_command_refused_by_the_server_names_the_reason(

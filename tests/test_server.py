@@ -21,7 +21,7 @@ from firmware import config
 from firmware.image import COMMAND, LAYOUT, EventReader, View, reader
 from firmware.registers import BASE, END, POINT, POINTS, OpCtl, SetOp
 from firmware.settings_codec import settings_from_json
-from statemachine.signals import LossPolicy, Mode, Why
+from statemachine.signals import LossPolicy, Mode, Result, StatusBit, Why
 from statemachine.states import State
 
 WRITABLE = [point for point in POINTS if point.access == "RW"]
@@ -237,6 +237,70 @@ def test_a_wide_heartbeat_reads_back_as_it_fits(appliance: FakeAppliance, site: 
     assert site.read("CtrlHb") == 70_000 % 65_535
 
 
+def lose_heartbeat(appliance: FakeAppliance, site: Client) -> None:
+    site.write("CtrlHb", 1)
+    beaten_s = time.monotonic()
+    wait_until(lambda: time.monotonic() - beaten_s > 1.0, 2, "a heartbeat that may be lost")
+    appliance.show(status_bits=1 << StatusBit.HEARTBEAT_LOST)
+
+
+def test_a_new_command_without_a_heartbeat_is_refused_until_it_beats_again(
+    appliance: FakeAppliance, site: Client
+) -> None:
+    lose_heartbeat(appliance, site)
+    assert charge(site, seq=77) == 4
+    assert (site.read("AckWhy"), site.read("CmdMode")) == (Why.HEARTBEAT_LOST, Mode.OFF)
+    assert site.write("CtrlHb", 2) == 0
+    assert charge(site, seq=78) == 0
+
+
+def test_off_ends_the_watch_over_a_lost_heartbeat_until_it_is_written_again(
+    appliance: FakeAppliance, site: Client
+) -> None:
+    lose_heartbeat(appliance, site)
+    assert charge(site, seq=78, mode=Mode.OFF) == 0
+    assert not appliance.command.heartbeat_armed
+    assert charge(site, seq=79) == 0
+    assert site.write("CtrlHb", 3) == 0
+    assert appliance.command.heartbeat_armed
+
+
+def test_off_leaves_a_beating_heartbeat_watched(appliance: FakeAppliance, site: Client) -> None:
+    site.write("CtrlHb", 1)
+    assert charge(site, mode=Mode.OFF) == 0
+    assert appliance.command.heartbeat_armed
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [{"state": State.FAULT}, {"ack_result": Result.REJECTED}, {"status_bits": 1 << StatusBit.HEARTBEAT_LOST}],
+)
+def test_a_command_that_is_not_followed_any_more_is_not_taken_again(
+    appliance: FakeAppliance, site: Client, ended: dict[str, int]
+) -> None:
+    site.write("CtrlHb", 1)
+    assert charge(site) == 0
+    wait_until(lambda: site.read("AckSeq") == 1, 1, "the controller's answer")
+    assert charge(site) == 0
+    appliance.answer = lambda command, status: status
+    appliance.show(**ended)
+    wait_until(lambda: charge(site) == 4, 2, "it is void")
+    appliance.show(state=State.READY, ack_result=Result.ACCEPTED, status_bits=0)
+    assert site.write_one(POINT["CmdMode"].address, Mode.CHARGE) == 4
+    assert (site.read("AckWhy"), site.read("RefAddr")) == (Why.SEQ_NOT_NEW, POINT["CmdMode"].address)
+    assert charge(site, seq=2) == 0
+    assert (site.read("AckWhy"), site.read("RefAddr")) == (Why.NONE, 0)
+
+
+def test_a_held_command_may_be_repeated_without_a_heartbeat(appliance: FakeAppliance, site: Client) -> None:
+    site.write("LossPol", LossPolicy.HOLD)
+    site.write("CtrlHb", 1)
+    assert charge(site) == 0
+    lose_heartbeat(appliance, site)
+    assert charge(site, seq=2) == 4
+    assert charge(site) == 0
+
+
 def test_a_heartbeat_leaves_the_reason_of_a_refusal_readable(appliance: FakeAppliance, site: Client) -> None:
     appliance.show(state=State.LOCKOUT)
     charge(site)
@@ -405,7 +469,9 @@ def test_an_invalid_file_changes_nothing_and_is_named(process: Process) -> None:
     assert "limits.conf:" in (complaint := process.line())
     assert "9000" in complaint and "1500" in complaint
     texts = [event.text for event in EventReader("server", process.run_dir).new()]
-    assert any("limits.conf:" in text and "max_charge_voltage = 9000" in text for text in texts)
+    assert any(
+        "limits.conf:" in text and text.endswith("max_charge_voltage = 9000: allowed 100 to 1500 V") for text in texts
+    )
     limits.write_text(good.replace("max_charge_voltage = 1260", "max_charge_voltage = 1200"))
     process.process.send_signal(signal.SIGHUP)
     wait_until(lambda: (c := view.refresh()) is not None and not c.config_error, 3, "the correction")

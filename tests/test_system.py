@@ -56,9 +56,9 @@ def isolated(running: Appliance) -> Appliance:
 @pytest.fixture
 def charging(isolated: Appliance) -> Appliance:
     isolated.inject(soc_preset=30.0)
-    isolated.command(Mode.CHARGE, 0.5, 80.0)
+    isolated.command(Mode.CHARGE, 0.05, 80.0)
     isolated.until(*CHARGING)
-    wait_until(lambda: isolated.truth("true_current_a") < -20.0, 20, "current flows")
+    wait_until(lambda: isolated.truth("true_current_a") < -50.0, 20, "current flows")
     return isolated
 
 

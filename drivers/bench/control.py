@@ -29,7 +29,7 @@ def _r(name: str, doc: str, **more: Any) -> Point:
 _TABLE = (
     _rw("kill_switch", "1 = pressed: opens the coil supply and the line to the guard", 1),
     _rw("tamper", "1 = lid open", 1),
-    _rw("reset_button", "1 = pressed", 1),
+    _rw("reset_button", "1 = pressed; a press lasts 200 ms at least", 1),
     *(_rw(f"interlock_{n}", "1 = closed, healthy" + (" (24 V present)" if n == 4 else ""), 1) for n in range(1, 9)),
     *(_rw(f"loop_ma_{n}", "Thermal loop, 4..20 mA = -20..60 degC", 24, scale=0.01, unit="mA") for n in range(1, 9)),
     _rw("weld_pos", "1 = the positive main contactor does not open once it is closed", 1),

@@ -123,7 +123,7 @@ class Plant:
         self._charge_as = self._cells_due_s = 0.0
         self._noise = random.Random(1)
         self.ticks = 0
-        self._reset_ns = -PRESS_NS
+        self._reset_ns, self._reset_held = -PRESS_NS, False
         self.set_kill_switch(False, now_ns)
         self._drive_inputs(now_ns)
 
@@ -226,9 +226,10 @@ class Plant:
     def _drive_inputs(self, now_ns: int) -> None:
         set_input = self.wiring.set_input
         set_input("tamper", not self.tamper_open)
-        if self.reset_pressed:
+        if self.reset_pressed and not self._reset_held:
             self._reset_ns = now_ns
-        set_input("reset_button", now_ns - self._reset_ns < PRESS_NS)
+        self._reset_held = self.reset_pressed
+        set_input("reset_button", self.reset_pressed or now_ns - self._reset_ns < PRESS_NS)
         set_input("insulation", not self.ground_fault)
         for at, closed in enumerate(self.interlocks, 1):
             set_input(f"interlock_{at}", closed)
