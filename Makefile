@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint format docs check-docs bench lock clean
+.PHONY: help setup run demo test lint format docs check-docs bench prove lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -45,6 +45,9 @@ lint: $(STAMP)  ## ruff and mypy
 
 format: $(STAMP)  ## rewrites the sources in the agreed format
 	@$(BIN)/ruff format .
+
+prove: $(STAMP)  ## searches the state machine exhaustively, compares the golden listing, tries the mutants
+	@exec $(BIN)/python -m tests.proof
 
 docs: $(STAMP)  ## writes the documents that are made from tables
 	@$(BIN)/python -m firmware.docgen

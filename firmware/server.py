@@ -2,7 +2,7 @@
 
 A write is applied whole or refused whole: exception 02 for what cannot be written, 03 for a value that is not allowed,
 04 for a command that the state forbids; AckWhy and RefAddr say why and where. The commands live in the register image
-itself, so a read-back is what was written. After a start the mode is off and no set-point is in force.
+itself, so a read-back is what was written. After a boot the mode is off; a server that only restarts resumes.
 """
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ class Appliance:
         self._sources = Sources(None, None, None, None, None, None, Own(0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
         self._beat_ns = monotonic_ns()
+        self._resumed = False
         self._counters = self._resume()
         self._reverted = 0
         self._config_error = self._require_heartbeat = False
@@ -193,14 +194,26 @@ class Appliance:
         registers.put(self._image, "SN", platform.node())
 
     def _resume(self) -> Counters:
-        """Counters go on where a predecessor stopped, so that the controller sees no change that nobody made."""
+        """The command goes on as a predecessor left it: a server that died must not stop the rack.
+
+        The process image is in memory, so after a boot there is none and the mode is off. If we were away for long the
+        controller has taken the command out of force itself.
+        """
         try:
             last = COMMAND.unpack(self._section.last() or b"")
         except struct.error:
             return Counters(0, 1, False)
-        registers.put(self._image, "CmdSeq", last.seq)
+        for name, value in (
+            ("CmdSeq", last.seq), ("CmdW", last.w), ("CmdRamp", last.c_rate), ("CmdTgtSoC", last.target_soc_pct),
+            ("HbTmo", last.heartbeat_timeout_s), ("LossPol", last.loss_policy), ("WSetMod", WSetMode.WATTS),
+            ("WSetEna", last.wset_enabled), ("WSet", last.wset_w), ("WSetRvrt", last.wset_revert_w),
+            ("WSetEnaRvrt", last.wset_revert_enabled), ("WSetRvrtTms", last.wset_revert_s),
+        ):  # fmt: skip
+            registers.put(self._image, name, value)
+        _mirror_mode(self._image, Mode(last.mode))
         self._mirror_heartbeat(self._image, last.heartbeat)
-        return Counters(last.ack_count, last.wset_version + 1, False)
+        self._resumed = True
+        return Counters(last.ack_count, last.wset_version, last.heartbeat_armed)
 
     def configure(self, settings: Settings | None, site: Site | None, error: bool) -> None:
         """Takes a configuration into use (None: keep the one in force). Heartbeat rules follow it when it changes."""
@@ -211,8 +224,8 @@ class Appliance:
             self._require_heartbeat = site.require_heartbeat
             self._counters = self._counters._replace(armed=self._counters.armed or site.require_heartbeat)
             defaults = (site.heartbeat_timeout, int(LossPolicy[site.loss_policy.upper()]))
-            if defaults != self._defaults:
-                self._defaults = defaults
+            before, self._defaults = self._defaults, defaults
+            if before != defaults and not (before is None and self._resumed):
                 registers.put(self._image, "HbTmo", defaults[0])
                 registers.put(self._image, "LossPol", defaults[1])
         self.publish()

@@ -146,6 +146,16 @@ def test_killing_the_guard_opens_the_contactors_by_the_pulse_train_relay(chargin
     a.until(State.EMERGENCY_STOP)
 
 
+def test_killing_the_modbus_server_does_not_open_the_contactors(charging: Appliance) -> None:
+    a = charging
+    first = a.pid("server")
+    os.kill(first, signal.SIGKILL)
+    a.until(State.READY, *CHARGING)
+    assert a.pid("server") != first
+    assert a.truth("true_pos") == a.truth("true_neg") == 1
+    assert a.get("FaultBits") == 0
+
+
 def test_without_a_client_heartbeat_that_was_once_there_the_current_goes_to_zero(isolated: Appliance) -> None:
     a = isolated
     a.site.write({"HbTmo": 2})
