@@ -55,8 +55,8 @@ docs: $(STAMP)  ## writes the documents that are made from tables
 check-docs: $(STAMP)  ## fails when a generated document differs from its table
 	@$(BIN)/python -m firmware.docgen --check
 
-bench: $(STAMP)  ## measures latencies and throughput against yardsticks; prints ratios
-	@exec $(BIN)/python -m tests.bench
+bench: $(STAMP)  ## measures latencies and throughput against yardsticks; prints ratios (WRITE=1: also docs/performance.md)
+	@exec $(BIN)/python -m tests.bench $(if $(WRITE),--write)
 
 lock: $(STAMP)  ## renews the lock files from pyproject.toml
 	@$(BIN)/python -m pip install --quiet pip-tools

@@ -23,6 +23,7 @@ from .measurements import (
     Row,
     bms_poll,
     charging,
+    deaths,
     kill_switch,
     throughput,
     writes,
@@ -42,6 +43,7 @@ Absolute times are those of the machine; what carries over is the ratio to a yar
 - Kill-switch: from the bench's edge to the guard's store in the terminal, the contactors open, the state ISOLATED.
 - Write to output: from before the write until the read that shows it, back-to-back reads, random phase to the scan. The
   aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms.
+- kill -9 comes at a random phase of the scan; with the guard, detection by the reader adds some milliseconds.
 - Poll of 1,200 cells: ours includes decoding, reduction and publishing. libmodbus polls half a period later.
 - Requests a second: server and generator on a core each, above ordinary processes where that is permitted, in short
   bursts. The appliance takes {LIMIT} connections. libmodbus serves constant registers, ours the process image.
@@ -49,7 +51,7 @@ Absolute times are those of the machine; what carries over is the ratio to a yar
 
 
 def _measure(a: Appliance, plan: Plan) -> Iterator[Row]:
-    for measurement in (charging, writes, kill_switch, bms_poll, throughput):
+    for measurement in (charging, writes, kill_switch, deaths, bms_poll, throughput):
         yield from measurement(a, plan)
 
 

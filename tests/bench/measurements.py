@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from appliance import Appliance, free_ports
 from waiting import wait_until
 
+from drivers.bench.plant import ALIVE_NS, OPEN_NS
 from drivers.modbus.client import Link
 from drivers.modbus.server import serve
 from drivers.profile import load
@@ -27,7 +29,7 @@ from firmware.guard import PRIORITY as GUARD_PRIORITY
 from firmware.guard import TICK_NS
 from firmware.registers import BASE, END, POINT, VENDOR_FIRST
 from statemachine import faults
-from statemachine.signals import InterlockBit, LimitReason, Mode
+from statemachine.signals import InterlockBit, LimitReason, Mode, Why
 from statemachine.states import CHARGING, State
 
 from .yardsticks import Burst, Cyclictest, Missing, Spread, burst, modbus_server, polls, spread
@@ -49,14 +51,15 @@ class Plan(NamedTuple):
     rate_c: float
     trials: int  # of write to output
     presses: int  # of the kill-switch
+    kills: int  # of controller and guard each
     rounds: int  # BMS polls
     repeats: int  # of each server and number of clients
     burst_s: float
 
 
-FULL = Plan(60.0, 0.5, 300, 60, 200, 5, 0.65)
+FULL = Plan(60.0, 0.5, 300, 60, 10, 200, 5, 0.65)
 WITHOUT_MINUTE = FULL._replace(window_s=30.0)
-QUICK = Plan(10.0, 0.2, 60, 12, 50, 2, 0.3)
+QUICK = Plan(10.0, 0.2, 60, 12, 1, 50, 2, 0.3)
 
 
 class Row(NamedTuple):
@@ -233,10 +236,72 @@ def _acknowledge(a: Appliance) -> None:
     wait_until(isolated, 10, lambda: f"ISOLATED after the kill-switch; {_condition(a)}", pause_s=0.1)
 
 
+def deaths(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """kill -9 under charge: the controller until the guard's store, the guard until the true contactors are open."""
+    period_us = a.get("ScanPeriodUs")
+    events = image.EventReader("guard", _run_directory(a))
+    list(events.new())
+    measured = [_controller_killed(a, events) for _ in range(plan.kills)]
+    three = Spread(3 * period_us, 3 * period_us, 0)
+    yield compared("kill -9 of the controller to safe-enable off", spread(measured), "three scan periods", three)
+    measured = [_guard_killed(a) for _ in range(plan.kills)]
+    relay_us = ALIVE_NS / 1e3 + OPEN_NS / 1e3
+    bound = Spread(relay_us, relay_us, 0)
+    yield compared(
+        "kill -9 of the guard to contactors open", spread(measured), "relay's 100 ms + contactor's 20 ms", bound
+    )
+
+
+def _controller_killed(a: Appliance, events: image.EventReader) -> float:
+    _charging_again(a)
+    list(events.new())
+    time.sleep(random.uniform(0.0, 0.01))
+    began_ns = time.monotonic_ns()
+    os.kill(a.pid("controller"), signal.SIGKILL)
+    found: list[image.Event] = []
+
+    def dropped() -> bool:
+        found.extend(events.new())
+        return bool(found)
+
+    wait_until(dropped, 5, "the guard drops safe-enable")
+    return (found[0].monotonic_ns - began_ns) / 1e3
+
+
+def _guard_killed(a: Appliance) -> float:
+    _charging_again(a)
+
+    def kill() -> None:
+        os.kill(a.pid("guard"), signal.SIGKILL)
+        wait_until(a.all_open, 5, "the contactors open")
+
+    return _duration_us(kill)
+
+
+def _charging_again(a: Appliance) -> None:
+    """The technician's way back: reset, acknowledge, a new command."""
+
+    def isolated() -> bool:
+        if a.state() is State.ISOLATED:
+            return a.get("Permit") == Why.NONE
+        a.inject(reset_button=1)
+        a.inject(reset_button=0)
+        a.site.write({"AckFaults": 1})
+        return False
+
+    wait_until(isolated, 30, "ISOLATED after reset and acknowledge", pause_s=0.4)
+    a.command(Mode.CHARGE, 0.02, 80.0)
+    a.until(*CHARGING)
+
+
+def _run_directory(a: Appliance) -> Path:
+    environment = Path(f"/proc/{a.pid('aggregator')}/environ").read_bytes().split(b"\0")
+    return Path(next(v[12:].decode() for v in environment if v.startswith(b"EMS_RUN_DIR=")))
+
+
 def bms_poll(a: Appliance, plan: Plan) -> Iterator[Row]:
     """The aggregator's polls beside the same requests by a bare libmodbus client, half a period apart."""
-    environment = Path(f"/proc/{a.pid('aggregator')}/environ").read_bytes().split(b"\0")
-    directory = Path(next(v[12:].decode() for v in environment if v.startswith(b"EMS_RUN_DIR=")))
+    directory = _run_directory(a)
     what, against = "poll of 1,200 cells", f"bare libmodbus client, same {len(_requests())} requests, same bench"
     with ThreadPoolExecutor(1) as pool:
         theirs = pool.submit(_polls_between, a.ports.EMS_BMS_PORT, directory, plan.rounds)
