@@ -17,17 +17,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic, monotonic_ns
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from drivers.modbus.client import ExceptionAnswer, Garbage, Link, LinkError, Timeout, WrongLength, WrongUnit
-from drivers.profile import Profile, ProfileArray, ProfileError, load
+from drivers.profile import Profile, ProfileError, load
 from drivers.section import SectionError, SectionFile
 from firmware import image
 from firmware.config import ConfigError, config_directory, load_site
-from statemachine.signals import Bms, Pcs
+from firmware.reduction import StringPoll, bits_of, reduce, wire_cells
+from statemachine.signals import Pcs
 
 RECONNECT_S = 0.5
 """Between two attempts to connect, always: a device that is back is read within a second."""
@@ -41,12 +38,6 @@ REMIND_S = 60.0
 """A device that stays down is told again once in this time."""
 MAX_EVENTS_A_MINUTE = 20
 
-WIRE_V = ProfileArray(address=0, type="uint16", scale=0.001, unit="V", max_cells=0xFFFF)
-WIRE_C = ProfileArray(address=0, type="int16", scale=0.1, unit="degC", max_cells=0xFFFF)
-"""The `cells` section: mV and 0.1 degC, whatever the device's own scale."""
-
-_CELL_V_SANE = (0.5, 5.0)
-_CELL_C_SANE = (-40.0, 120.0)
 _WRITTEN = ("run", "setpoint_a", "charge_limit_a", "discharge_limit_a")
 
 Tell = Callable[[str], None]
@@ -223,121 +214,6 @@ class Poller(Thread, ABC):
         report(type(error).__name__, str(error))
 
 
-class StringPoll(NamedTuple):
-    """What one string answered in one poll."""
-
-    stamp_ms: float  # CLOCK_MONOTONIC of the summary's answer
-    values: Mapping[str, float]
-    cell_v: bytes
-    cell_c: bytes
-    balancing: bytes
-
-
-class Extremes(NamedTuple):
-    """Of the cells that are not bad; nan and 0 when there is none."""
-
-    high: float
-    low: float
-    mean: float
-    high_at: int
-    low_at: int
-
-
-def extremes(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> Extremes:
-    """Extremes of `values` without those marked `bad`."""
-    good = int(values.size - np.count_nonzero(bad))
-    if not good:
-        nan = float("nan")
-        return Extremes(nan, nan, nan, 0, 0)
-    high_at, low_at = int(np.argmax(np.where(bad, -np.inf, values))), int(np.argmin(np.where(bad, np.inf, values)))
-    mean = float(np.sum(values, where=~bad)) / good
-    return Extremes(float(values[high_at]), float(values[low_at]), mean, high_at, low_at)
-
-
-def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, poll: int) -> Bms:
-    """One complete poll of all strings, reduced. A sentinel of the profile (0 mV, 0x8000, 0xFFFF) makes a cell bad."""
-    volts = profile.arrays["cell_v"].decode(b"".join(p.cell_v for p in polls))
-    temperatures = profile.arrays["cell_c"].decode(b"".join(p.cell_c for p in polls))
-    bad_v, bad_c = np.isnan(volts), np.isnan(temperatures)
-    bits = profile.arrays["balancing"]
-    v, c = extremes(volts, bad_v), extremes(temperatures, bad_c)
-    cells_bad = int(np.count_nonzero(bad_v | bad_c))
-    string_v = [p.values["string_v"] for p in polls]
-    of = _Column(polls)
-    whole = volts.size == temperatures.size == cells_per_string * len(polls)
-    return Bms(
-        poll=poll,
-        v_stamp_ms=sum(p.stamp_ms for p in polls) / len(polls),
-        rack_v=sum(string_v) / len(polls),
-        rack_a=sum(of("string_a")),
-        soc_pct=sum(of("soc_pct")) / len(polls),
-        soc_max_pct=max(of("soc_pct")),
-        soc_min_pct=min(of("soc_pct")),
-        soh_pct=min(of("soh_pct")),
-        cell_v_max=v.high,
-        cell_v_min=v.low,
-        cell_v_avg=v.mean,
-        cell_v_max_at=v.high_at,
-        cell_v_min_at=v.low_at,
-        cell_c_max=c.high,
-        cell_c_min=c.low,
-        cell_c_max_at=c.high_at,
-        cell_c_min_at=c.low_at,
-        charge_max_a=min(of("charge_limit_a")) * len(polls),
-        discharge_max_a=min(of("discharge_limit_a")) * len(polls),
-        insulation_kohm=min(of("insulation_kohm", float("nan"))),
-        alarm_trip=of.bits("alarm_trip"),
-        alarm_stop=of.bits("alarm_stop"),
-        alarm_warn=of.bits("alarm_warn"),
-        cells_bad=cells_bad,
-        cells_balancing=sum(int(np.count_nonzero(bits.decode_bits(p.balancing, cells_per_string))) for p in polls),
-        strings_online=len(polls),
-        plausible=whole and not cells_bad and _sane(v, c) and _sums_agree(string_v, volts) and of.finite(),
-        identity_ok=True,
-    )
-
-
-def _bits(value: float) -> int:
-    """A bit field that was not measured counts as all alarms."""
-    return int(value) if value == value else 0xFFFF
-
-
-class _Column:
-    """One point over all strings."""
-
-    def __init__(self, polls: list[StringPoll]) -> None:
-        self._polls = polls
-
-    def __call__(self, name: str, missing: float = 0.0) -> list[float]:
-        """nan first, so that min and max of a column with a nan are nan."""
-        return sorted((p.values.get(name, missing) for p in self._polls), key=lambda value: value == value)
-
-    def bits(self, name: str) -> int:
-        found = 0
-        for value in self(name):
-            found |= _bits(value)
-        return found
-
-    def finite(self) -> bool:
-        names = ("string_v", "string_a", "soc_pct", "soh_pct", "charge_limit_a", "discharge_limit_a")
-        return all(value == value for name in names for value in self(name))
-
-
-def _sane(v: Extremes, c: Extremes) -> bool:
-    return (
-        _CELL_V_SANE[0] <= v.low
-        and v.high <= _CELL_V_SANE[1]
-        and _CELL_C_SANE[0] <= c.low
-        and c.high <= _CELL_C_SANE[1]
-    )
-
-
-def _sums_agree(string_v: list[float], volts: NDArray[np.float64]) -> bool:
-    """String voltages within 2 % + 3 V of the sum of their cells: two meters of 0.5 % each, and a moving current."""
-    sums = volts.reshape(len(string_v), -1).sum(axis=1)
-    return bool(np.all(np.abs(np.asarray(string_v) - sums) <= 0.02 * sums + 3.0))
-
-
 class BmsPoller(Poller):
     """Polls every string's summary back to back, so that their voltages belong together, then all cells."""
 
@@ -411,19 +287,6 @@ class BmsPoller(Poller):
         for unit in self._units:
             point = self.profile.points[self._ems_beat]
             self.link.write(unit, point.address, self.profile.encode(self._ems_beat, _count_up()))
-
-
-def wire_cells(strings: list[StringPoll], profile: Profile) -> bytes:
-    """The `cells` section: all voltages (mV) string-major, all temperatures (0.1 degC), all balancing registers."""
-    volts = _rescaled(b"".join(s.cell_v for s in strings), profile.arrays["cell_v"], WIRE_V)
-    temperatures = _rescaled(b"".join(s.cell_c for s in strings), profile.arrays["cell_c"], WIRE_C)
-    return volts + temperatures + b"".join(s.balancing for s in strings)
-
-
-def _rescaled(data: bytes, have: ProfileArray, want: ProfileArray) -> bytes:
-    if (have.type, have.scale, have.offset) == (want.type, want.scale, want.offset):
-        return data
-    return want.encode(have.decode(data))
 
 
 def _count_up() -> int:
@@ -511,7 +374,7 @@ def _pcs(values: Mapping[str, float], stamp_ms: float, poll: int) -> Pcs:
         ac_w=values["ac_w"],
         ac_hz=values["ac_hz"],
         state=int(state) if state == state else -1,
-        fault_bits=_bits(values["fault_bits"]),
+        fault_bits=bits_of(values["fault_bits"]),
         charge_max_a=values["charge_max_a"],
         discharge_max_a=values["discharge_max_a"],
         identity_ok=True,

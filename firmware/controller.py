@@ -7,6 +7,7 @@ the process; its successor starts in FAULT.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -186,6 +187,7 @@ def main() -> int:
     except OSError as error:
         print(f"controller: {error}", file=sys.stderr)
         return 2
+    logging.disable()  # the state machine's library would build a line a scan that nobody reads
     fifo, locked = prepare(PRIORITY, int(os.environ.get("EMS_RT_CORE", "-1")))
     controller.fixed_status_bits |= (not fifo) << StatusBit.NO_REALTIME | (not locked) << StatusBit.NO_MEMLOCK
     grade = "SCHED_FIFO 80" if fifo else "without the right to SCHED_FIFO: expect late scans"

@@ -229,8 +229,7 @@ def _inverter_state(status: Status) -> InverterState:
     return InverterState.STOPPED if status.state in OPEN else InverterState.STANDBY
 
 
-_EVT1 = {0: 9, 1: 9, 2: 22, 4: 9, 5: 9, 6: 11, 7: 1, 8: 1, 9: 0, 10: 0, 14: 25, 15: 20, 16: 20, 17: 20, 21: 5, 28: 29}
-_EVT1 |= {0: 25, 1: 23}
+_EVT1 = {1: 23, 2: 22, 4: 9, 5: 9, 6: 11, 7: 1, 8: 1, 9: 0, 10: 0, 15: 20, 16: 20, 17: 20, 21: 5, 28: 29}
 """Fault.bit -> bit of 802.Evt1 (SunSpec's standard events); every other severe fault is OTHER_ALARM."""
 _OTHER_ALARM, _OTHER_WARNING = 25, 26
 

@@ -7,7 +7,6 @@ transitions do not exist, and the machine is sealed once built.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,6 @@ from transitions.core import Condition, EventData, Transition
 
 from .states import State
 from .table import TABLE, Bits, Row, problems
-
-logging.getLogger("transitions.core").disabled = True  # it formats a line a scan even when nobody reads it
 
 
 class _StrictCondition(Condition):

@@ -25,11 +25,9 @@ from firmware.aggregator import (
     AggregatorSettings,
     Heartbeat,
     Reports,
-    StringPoll,
-    reduce,
     settings_of_site,
-    wire_cells,
 )
+from firmware.reduction import StringPoll, reduce, wire_cells
 from statemachine.signals import Bms, Pcs
 
 BMS, PCS = load("bms_2100"), load("pcs_bench")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED_IN_STATEMACHINE = {
-    "__future__", "collections", "dataclasses", "enum", "logging", "math", "statemachine", "transitions", "typing",
+    "__future__", "collections", "dataclasses", "enum", "math", "statemachine", "transitions", "typing",
 }  # fmt: skip
 
 
@@ -32,10 +32,6 @@ def test_the_state_machine_imports_nothing_but_itself_and_transitions(path: Path
     assert imports(path) <= ALLOWED_IN_STATEMACHINE
     used = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
     assert not used & {"open", "print", "input", "eval", "exec"}
-
-
-def test_logging_is_touched_only_to_silence_the_library() -> None:
-    assert [p.name for p in files("statemachine") if "logging" in imports(p)] == ["cmf.py"]
 
 
 @pytest.mark.parametrize("path", files("drivers"), ids=lambda p: str(p.relative_to(ROOT)))
