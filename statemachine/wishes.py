@@ -104,8 +104,10 @@ def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why,
     w = _reversion(w, c, dt_ms)
     w = _judge(w, c, state, permit)
     w = _void(w, c, state)
-    if state in OPENING and c.seq != w.voided_seq and Mode.READY <= c.mode <= Mode.GRID and permit:
-        w = w._replace(voided_seq=c.seq, result=Result.REJECTED, why=permit)
+    if state in OPENING and permit and c.seq != w.voided_seq and c.mode != Mode.SERVICE:
+        w = w._replace(voided_seq=c.seq)  # OFF's number too: it cannot close anything later
+        if Mode.READY <= c.mode <= Mode.GRID:
+            w = w._replace(result=Result.REJECTED, why=permit)
     mode = _kept(w, c, state) if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
     reverted = w.wset_reverted == c.wset_version and w.wset_version > 0
     enabled = c.wset_revert_enabled if reverted else c.wset_enabled

@@ -242,6 +242,12 @@ def test_service_is_entered_from_isolated_only_and_cannot_energise() -> None:
     assert rig.coils == NONE
 
 
+def test_service_can_be_entered_with_an_open_interlock_and_a_silent_bms() -> None:
+    rig = Rig().until(State.ISOLATED, 1000)
+    rig.lines, rig.bms_alive = rig.lines._replace(interlocks=0), False
+    rig.scan(1000).send(mode=5).until(State.SERVICE, 100)
+
+
 def test_commands_are_acknowledged_with_their_sequence() -> None:
     rig = Rig().until(State.ISOLATED, 1000)
     rig.send(mode=1).scan(50)

@@ -306,6 +306,19 @@ def test_the_tries_of_a_failed_precharge_are_still_told_in_fault() -> None:
     assert rig.o.precharge_tries == 3
 
 
+def test_a_number_used_before_a_stop_is_old_after_it_even_when_the_command_was_off() -> None:
+    rig = Rig().charging().scan(20_000)
+    rig.send(mode=0).until(State.STOPPING, 100)
+    rig.bms_changes = {"alarm_stop": 1}
+    rig.scan(200)
+    rig.bms_changes = {}
+    rig.scan(200).acknowledge().until(State.ISOLATED, 20_000)
+    rig.command = rig.command._replace(mode=1)
+    rig.scan(200)
+    assert rig.o.ack_why == Why.SEQ_NOT_NEW
+    assert rig.coils == NONE
+
+
 def test_a_restarted_controller_starts_in_fault() -> None:
     rig = Rig()
     rig._answers(NONE)

@@ -72,10 +72,7 @@ def command_is_new(s: Step) -> bool:
 
 def _void(s: Step) -> int:
     """What is left of the witness's `void` once this scan's command is seen."""
-    if command_is_new(s):
-        return 0
-    rewritten = s.world.command == "old number, other mode"
-    return 0 if s.node.void == 1 and rewritten else s.node.void
+    return 0 if command_is_new(s) else s.node.void
 
 
 def _chain(s: Step) -> str | None:
