@@ -4,7 +4,8 @@ A file on tmpfs has one writer process and holds one or more sections. A section
 slots (sequence, CLOCK_MONOTONIC stamp, length, crc32, payload). The writer fills the slot that is two publishes old
 and moves the counter last; a reader copies the slot that the counter names and takes it only when sequence and
 crc32 agree. A reader that meets a writer lapping it tries again a few times, then keeps its last good copy and lets
-it age: nobody ever waits. Counter and header words are aligned and in native order, so the machine stores them whole.
+it age: nobody ever waits. The counter is one aligned native word, stored whole; everything else is believed only
+through sequence and crc32, so that neither a half-written slot nor a machine that reorders stores can pass.
 
 `multiprocessing.shared_memory` is not used: a reader that exits would unlink the segment.
 """

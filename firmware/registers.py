@@ -24,6 +24,18 @@ from statemachine.signals import Bms, Guard, GuardTrip, LimitReason, LossPolicy,
 from statemachine.states import CHARGING, OPEN, State
 
 from .image import Links, Status
+from .sunspec import (
+    Ability,
+    BatteryState,
+    BatteryType,
+    ChargeStatus,
+    Control,
+    InverterState,
+    OpCtl,
+    SetOp,
+    StorageStatus,
+    WSetMode,
+)
 
 BASE = 40000
 RESERVED_MODEL, VENDOR_MODEL = 64989, 64990
@@ -58,69 +70,6 @@ class Row(NamedTuple):
     value: Callable[[Sources], float | str] | None  # None: `fixed`, or (access RW) what was written last
     fixed: float | str
     reserve: bool = False
-
-
-class Ability(IntEnum):
-    DISABLED = 0
-    ENABLED = 1
-
-
-class WSetMode(IntEnum):
-    W_MAX_PCT = 0
-    WATTS = 1
-
-
-class Control(IntEnum):
-    REMOTE = 0
-    LOCAL = 1
-
-
-class OpCtl(IntEnum):
-    STOP = 0
-    START = 1
-    ENTER_STANDBY = 2
-    EXIT_STANDBY = 3
-
-
-class SetOp(IntEnum):
-    CONNECT = 1
-    DISCONNECT = 2
-
-
-class StorageStatus(IntEnum):
-    OK = 0
-    WARNING = 1
-    ERROR = 2
-
-
-class ChargeStatus(IntEnum):
-    OFF = 1
-    EMPTY = 2
-    DISCHARGING = 3
-    CHARGING = 4
-    FULL = 5
-    HOLDING = 6
-    TESTING = 7
-
-
-class BatteryType(IntEnum):
-    LITHIUM_ION = 4
-
-
-class BatteryState(IntEnum):
-    DISCONNECTED = 1
-    INITIALIZING = 2
-    CONNECTED = 3
-    STANDBY = 4
-    SOC_PROTECTION = 5
-    SUSPENDING = 6
-    FAULT = 99
-
-
-class InverterState(IntEnum):
-    STOPPED = 1
-    STANDBY = 2
-    STARTED = 3
 
 
 def nominal_v(settings: Settings) -> float:

@@ -30,8 +30,9 @@ from statemachine.wishes import VOIDING
 from . import registers
 from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
 from .image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, EventLog, View, run_directory, writer
-from .registers import BASE, END, POINT, WSET_GROUP, OpCtl, Own, Row, SetOp, Sources, WSetMode
+from .registers import BASE, END, POINT, WSET_GROUP, Own, Row, Sources
 from .settings_codec import settings_from_json, settings_to_json
+from .sunspec import OpCtl, SetOp, WSetMode
 
 UNIT = 1
 TICK_S = 0.05

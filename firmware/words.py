@@ -27,8 +27,6 @@ WHY: dict[Why, str] = {
     Why.UNDEFINED_VALUE: "a value that means nothing",
     Why.CAUSE_ACTIVE: "the cause of the fault is still there",
     Why.HEARTBEAT_LOST: "the site controller's heartbeat is lost; let it beat again, or command mode off first",
-    Why.LOCAL: "local control",
-    Why.CONTACTORS_CLOSED: "not while the contactors are closed",
     Why.NO_SUCH_REGISTER: "no such register",
     Why.BMS_ALARM: "the BMS has a stop or trip alarm; read its alarm bits",
     Why.PCS_FAULT: "the PCS reports a fault; clear it at the PCS first",

@@ -199,7 +199,7 @@ def delta_offset(v: Seen) -> bool:
 
 
 def init_timeout(v: Seen) -> bool:
-    return v.state is State.INIT and v.in_state_ms >= INIT_TIME_MS
+    return v.state is State.INIT and v.in_state_ms >= TIMEOUTS_S[State.INIT] * 1000.0
 
 
 def opened_under_load(v: Seen) -> bool:
@@ -231,8 +231,6 @@ def current_while_open(v: Seen) -> bool:
         return False
     return v.unchanged_ms > v.inputs.bms_age_ms + OPEN_SETTLED_MS and abs(v.bms.rack_a) > OPEN_CURRENT_A
 
-
-INIT_TIME_MS = 30_000.0
 
 CONDITIONS: tuple[Callable[[Seen], bool], ...] = tuple(
     globals()[fault.name.removeprefix("ERR_").lower()] for fault in FAULTS

@@ -192,8 +192,6 @@ class Why(IntEnum):
     UNDEFINED_VALUE = 15  # enum value or sentinel
     CAUSE_ACTIVE = 16  # acknowledge refused: the cause is still there
     HEARTBEAT_LOST = 17
-    LOCAL = 18
-    CONTACTORS_CLOSED = 19
     NO_SUCH_REGISTER = 20
     BMS_ALARM = 21  # the BMS has a stop or trip alarm
     PCS_FAULT = 22  # the PCS reports a fault

@@ -19,8 +19,9 @@ from drivers.modbus.point import UNIMPLEMENTED, Point
 from drivers.section import SectionReader
 from firmware import config
 from firmware.image import COMMAND, LAYOUT, EventReader, View, reader
-from firmware.registers import BASE, END, POINT, POINTS, OpCtl, SetOp
+from firmware.registers import BASE, END, POINT, POINTS
 from firmware.settings_codec import settings_from_json
+from firmware.sunspec import OpCtl, SetOp
 from statemachine.signals import LossPolicy, Mode, Result, StatusBit, Why
 from statemachine.states import State
 

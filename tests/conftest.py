@@ -1,1 +1,0 @@
-"""Helpers beside the tests are imported by their plain names."""
