@@ -12,11 +12,14 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from math import nan
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic, monotonic_ns
+from typing import Any, TypeVar, get_type_hints
 
 from drivers.modbus.client import ExceptionAnswer, Garbage, Link, LinkError, Timeout, WrongLength, WrongUnit
 from drivers.profile import Profile, ProfileError, load
@@ -24,7 +27,7 @@ from drivers.section import SectionError, SectionFile
 from firmware import image
 from firmware.config import ConfigError, config_directory, load_site
 from firmware.reduction import StringPoll, bits_of, reduce, wire_cells
-from statemachine.signals import Pcs
+from statemachine.signals import Bms, Pcs
 
 RECONNECT_S = 0.5
 """Between two attempts to connect, always: a device that is back is read within a second."""
@@ -37,6 +40,9 @@ FROZEN_S = 2.0
 REMIND_S = 60.0
 """A device that stays down is told again once in this time."""
 MAX_EVENTS_A_MINUTE = 20
+LOSS_REQUESTS = 200
+
+T = TypeVar("T", bound=tuple[Any, ...])
 
 _WRITTEN = ("run", "setpoint_a", "charge_limit_a", "discharge_limit_a")
 
@@ -79,6 +85,15 @@ class Tally:
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
+def _nothing(kind: type[T]) -> T:
+    """Every number unknown, every truth False: so identity_ok is, and nobody uses the rest."""
+    unknown: dict[type, Any] = {int: 0, float: nan, bool: False}
+    return kind._make(unknown[hint] for hint in get_type_hints(kind).values())  # type: ignore[attr-defined,no-any-return]
+
+
+NOT_OURS_BMS, NOT_OURS_PCS = _nothing(Bms), _nothing(Pcs)
+
+
 class WrongIdentity(WrongUnit):
     """The unit answers, but it is another device."""
 
@@ -91,6 +106,23 @@ _COUNTED: dict[type[LinkError], str] = {
     ExceptionAnswer: "exceptions",
     Garbage: "garbage",
 }
+
+
+class Loss:
+    """Share of requests that got no good answer, smoothed over some LOSS_REQUESTS."""
+
+    def __init__(self) -> None:
+        self.pct = 0.0
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around one request; a LinkError inside counts as lost."""
+        lost = True
+        try:
+            yield
+            lost = False
+        finally:
+            self.pct += (100.0 * lost - self.pct) / LOSS_REQUESTS
 
 
 class Reports:
@@ -155,6 +187,12 @@ class Poller(Thread, ABC):
         self.link, self.profile, self.tally, self.stop = link, profile, Tally(), stop
         self._period_s = period_ms / 1000.0
         self._reports = Reports(tell)
+        self.loss = Loss()
+
+    def read(self, unit: int, address: int, count: int) -> bytes:
+        """One request, counted. Raises LinkError."""
+        with self.loss.request():
+            return self.link.read(unit, address, count, self.profile.read_function)
 
     def run(self) -> None:
         while not self.stop.is_set():
@@ -163,6 +201,9 @@ class Poller(Thread, ABC):
                 self.link.connect()
                 self.tally.connects += 1
                 self._poll_on(self.identify())
+            except WrongIdentity as error:
+                self.unidentified()
+                self._failed(error)
             except LinkError as error:
                 self._failed(error)
             self.link.close()
@@ -171,6 +212,10 @@ class Poller(Thread, ABC):
     @abstractmethod
     def identify(self) -> str:
         """Who answers, verified. Raises LinkError."""
+
+    @abstractmethod
+    def unidentified(self) -> None:
+        """Publishes that another device answers, and none of its values."""
 
     @abstractmethod
     def poll(self) -> bool:
@@ -238,6 +283,9 @@ class BmsPoller(Poller):
         names = [verify(self.link, self.profile, unit) for unit in self._units]
         return names[0]
 
+    def unidentified(self) -> None:
+        self._bms.publish(image.BMS.pack(*NOT_OURS_BMS))
+
     def poll(self) -> bool:
         started_ns = monotonic_ns()
         summaries = [self._read_summary(unit) for unit in self._units]
@@ -248,7 +296,7 @@ class BmsPoller(Poller):
         frozen = self._frozen(strings)
         if not frozen:
             self._polls += 1
-            bms = reduce(strings, self.profile, self._cells_per_string, self._polls)
+            bms = reduce(strings, self.profile, self._cells_per_string, self._polls, self.loss.pct)
             self._cells.publish(wire_cells(strings, self.profile), started_ns)
             self._bms.publish(image.BMS.pack(*bms), started_ns)
         self._write_heartbeat()
@@ -275,7 +323,7 @@ class BmsPoller(Poller):
         return b"".join([self._read(unit, address, count) for address, count in self._blocks[name]])
 
     def _read(self, unit: int, address: int, count: int) -> bytes:
-        data = self.link.read(unit, address, count, self.profile.read_function)
+        data = self.read(unit, address, count)
         if self._gap_s:
             self.stop.wait(self._gap_s)
         return data
@@ -318,6 +366,9 @@ class PcsPoller(Poller):
     def identify(self) -> str:
         return verify(self.link, self.profile, self._unit)
 
+    def unidentified(self) -> None:
+        self._pcs.publish(image.PCS.pack(*NOT_OURS_PCS))
+
     def idle(self, until_s: float) -> None:
         while not self.stop.is_set():
             wanted = self._wanted()
@@ -334,14 +385,14 @@ class PcsPoller(Poller):
         values: dict[str, float] = {}
         stamp_ms = 0.0
         for block in self._reads:
-            data = self.link.read(self._unit, block.address, block.count, self.profile.read_function)
+            data = self.read(self._unit, block.address, block.count)
             values |= self.profile.decode(block, data)
             if "dc_v" in block.names:
                 stamp_ms = monotonic_ns() / 1e6
         if self._beat is not None and self._heart.frozen(values[self._beat], monotonic()):
             return False
         self._polls += 1
-        self._pcs.publish(image.PCS.pack(*_pcs(values, stamp_ms, self._polls)), started_ns)
+        self._pcs.publish(image.PCS.pack(*_pcs(values, stamp_ms, self._polls, self.loss.pct)), started_ns)
         return True
 
     def finish(self) -> None:
@@ -360,11 +411,12 @@ class PcsPoller(Poller):
             values[self._ems_beat] = _count_up()
         for block in self._writes:
             data = b"".join([self.profile.encode(name, values[name]) for name in block.names])
-            self.link.write(self._unit, block.address, data)
+            with self.loss.request():
+                self.link.write(self._unit, block.address, data)
         self._written = wanted
 
 
-def _pcs(values: Mapping[str, float], stamp_ms: float, poll: int) -> Pcs:
+def _pcs(values: Mapping[str, float], stamp_ms: float, poll: int, loss_pct: float) -> Pcs:
     state = values["state"]
     return Pcs(
         poll=poll,
@@ -378,6 +430,7 @@ def _pcs(values: Mapping[str, float], stamp_ms: float, poll: int) -> Pcs:
         charge_max_a=values["charge_max_a"],
         discharge_max_a=values["discharge_max_a"],
         identity_ok=True,
+        loss_pct=loss_pct,
     )
 
 

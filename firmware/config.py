@@ -52,6 +52,12 @@ def _split(value: object) -> object:
 
 _CHANNELS = "numbers 1 to 8 separated by commas, or none"
 Channels = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], BeforeValidator(_split)]
+Zones = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=8, max_length=8), BeforeValidator(_split)
+]
+Servers = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]+$")], ...], Field(max_length=4), BeforeValidator(_split)
+]
 _HOST, _NAME = r"^[A-Za-z0-9_.:\-]+$", r"^[a-z0-9_]+$"
 _ALL = tuple(range(1, 9))
 
@@ -117,6 +123,17 @@ class Limits(_Conf):
     loops_used: Channels = _text(_ALL, _CHANNELS, "4-20 mA thermal loops that are wired")
     loop_low_c: float = _number(-20, -100, 100, "degC", "temperature of a thermal loop at 4 mA")
     loop_high_c: float = _number(60, 0, 300, "degC", "temperature of a thermal loop at 20 mA")
+    loop_zones: Zones = _text(
+        (1, 1, 2, 2, 3, 3, 4, 4),
+        "eight numbers 1 to 8 separated by commas",
+        "zone that each of the loops 1 to 8 watches; two failed loops in one zone stop the rack",
+    )
+    loop_filter_time: float = _number(1.0, 0, 60, "s", "time constant of a thermal loop's filter")
+    loop_max_rate: float = _number(5.0, 0.1, 100, "K/s", "a thermal loop that falls faster is not believed")
+    max_closings_per_hour: int = _whole(20, 1, 1000, "", "contactor closings in a row, and an hour on average")
+    max_precharges: int = _whole(6, 3, 100, "", "precharges in a row, and in ten minutes on average")
+    max_under_load: int = _whole(10, 1, 1000, "", "openings and closings under load until inspection is due")
+    contactor_life: int = _whole(100_000, 100, 10_000_000, "", "contactor operations until replacement is due")
 
 
 class Balance(_Conf):
@@ -155,6 +172,12 @@ class Site(_Conf):
     loss_policy: Literal["standby", "hold", "isolate"] = _text(
         "standby", "standby, hold or isolate", "after a lost heartbeat and the ramp to zero"
     )
+    ntp_servers: Servers = _text(
+        (),
+        "at most 4 host names or addresses separated by commas, or none",
+        "time servers that the clock is checked by",
+    )
+    max_clock_offset: float = _number(100, 1, 60000, "ms", "the clock is trusted when it is this near to a server")
     scan_period_ms: int = _whole(10, 5, 50, "ms", "period of the scan; takes effect when the controller starts")
     rt_core: int = _whole(-1, -1, 255, "", "processor core of the scan; -1 is the last one")
     log_directory: str = _text("/var/log/ems", "an absolute path", "where battery.log and cycle.csv are", r"^/")
@@ -412,5 +435,6 @@ def _settings(limits: Limits, balance: Balance, site: Site, cell: CellProfile, r
         strings=site.strings,
         loss_policy=LossPolicy[site.loss_policy.upper()],
         scan_period_ms=site.scan_period_ms,
+        clock_servers=len(site.ntp_servers),
         **values,
     )

@@ -11,16 +11,18 @@ import logging
 import os
 import sys
 import traceback
-from time import monotonic_ns
+from time import monotonic_ns, time_ns
 
 from drivers.board import Board, open_board
 from drivers.section import SectionReader
-from statemachine.core import Core
+from statemachine.core import Core, started
 from statemachine.settings import Settings
 from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit
 from statemachine.states import CLOSED, State
+from statemachine.wear import Wear
 
-from . import image
+from . import image, store
+from .freeze_frame import FRAME, frame_of, ring_writer
 from .image import Control, Status
 from .realtime import pending_stop, prepare, sleep_until
 from .settings_codec import settings_from_json
@@ -43,19 +45,33 @@ def _configuration(section: SectionReader) -> Settings | None:
     return None if found is None else settings_from_json(found.payload)
 
 
+def _survived(before: Status | None, saved: store.Saved | None) -> tuple[int, Wear]:
+    """Latched faults and wear: a predecessor's own word in memory is newer than what was saved."""
+    known = before if before is not None else saved
+    if known is None:
+        return 0, Wear()
+    return known.faults_latched, Wear(*(getattr(known, name) for name in Wear._fields))
+
+
 class Controller:
     """Everything the scan needs, opened once. `scan()` is one scan."""
 
     def __init__(self, board: Board) -> None:
-        self._board, self._core = board, Core()
+        self._board = board
         files = image.writer("controller")
         last = files["status"].last()
-        self._restarted = last is not None and not image.STATUS.unpack(last).stopped
+        before = image.STATUS.unpack(last) if last is not None else None
+        found = store.load(image.state_directory())
+        self._core = Core(started(*_survived(before, found.saved)))
+        self._restarted = found.damaged or (before is not None and not before.stopped)
         self._status, self._control, self._log = files["status"], files["control"], image.EventLog(files["events"])
         self._bms = image.View(image.BMS, "aggregator", "bms")
         self._pcs = image.View(image.PCS, "aggregator", "pcs")
         self._command = image.View(image.COMMAND, "server", "command")
         self._guard = image.View(image.GUARD, "guard", "guard")
+        self._store = image.View(image.STORE, "historian", "store")
+        self._clock = image.View(image.CLOCK, "clock", "clock")
+        self._frames = ring_writer(image.run_directory())
         self._config = image.reader("server", "config")
         self._config_sequence = 0
         self._settings = _configuration(self._config)
@@ -69,6 +85,7 @@ class Controller:
         self._started_ns = monotonic_ns()
         self.period_ns = (self._settings.scan_period_ms if self._settings else DEFAULT_PERIOD_MS) * 1_000_000
         self.scans = self.overruns = self.late_scans = self.late_in_row = 0
+        self._last_us = 0
         self.fixed_status_bits = 1 << StatusBit.BENCH if board.is_bench else 0
         self.stopping = False
 
@@ -77,7 +94,9 @@ class Controller:
         closed = sum(1 << index for index, device in enumerate(self._interlocks) if device.value)
         neg, pos, pre = (bool(device.value) for device in self._feedback)
         loops_ma, stamp_ns = self._board.loops()
-        return Lines(kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, (now_ns - stamp_ns) / 1e6)
+        coils = (bool(device.value) for device in self._coils)
+        age_ms = (now_ns - stamp_ns) / 1e6
+        return Lines(kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, age_ms, *coils)
 
     def _inputs(self, now_ns: int) -> Inputs:
         found = self._config.read()
@@ -92,6 +111,8 @@ class Controller:
             self._pcs.refresh(), self._pcs.age_ms(now_ns),
             command, self._command.age_ms(now_ns),
             self._guard.refresh(), self._guard.age_ms(now_ns),
+            self._store.refresh(), self._store.age_ms(now_ns),
+            self._clock.refresh(), self._clock.age_ms(now_ns),
             self._settings, self.late_in_row, self._restarted,
         )  # fmt: skip
 
@@ -119,7 +140,9 @@ class Controller:
                 )
             )
         )  # fmt: skip
-        self._status.publish(image.STATUS.pack(*self._status_of(out, lines, stopped)))
+        status = self._status_of(out, lines, stopped)
+        self._status.publish(image.STATUS.pack(*status))
+        self._frames.append(FRAME.pack(frame_of(status, inputs, monotonic_ns(), time_ns(), self._last_us)))
         for kind, a, b in out.events:
             self._log.add(kind, a, b)
 
@@ -137,14 +160,15 @@ class Controller:
             o.ack_seq, o.ack_result, o.ack_why, o.permit, o.status_bits | self.fixed_status_bits, o.wset_active_w,
             o.wset_remaining_s, o.wset_reverted, o.dv_v, o.precharge_tries, o.interlocks, o.settings_revision,
             self.overruns, self.late_scans, wake_p50, wake_p99, self._wake.max_us, exec_p50, exec_p99,
-            self._execution.max_us, self.period_ns // 1000, stopped,
+            self._execution.max_us, self.period_ns // 1000, stopped, *o.wear,
         )  # fmt: skip
 
     def count(self, deadline_ns: int, woke_ns: int) -> int:
         """Books a finished scan; periods until the next deadline that can still be met."""
         end_ns = monotonic_ns()
         self._wake.add((woke_ns - deadline_ns) // 1000)
-        self._execution.add((end_ns - woke_ns) // 1000)
+        self._last_us = (end_ns - woke_ns) // 1000
+        self._execution.add(self._last_us)
         missed = (end_ns - deadline_ns) // self.period_ns
         self.overruns += missed
         self.late_scans += missed > 0

@@ -122,7 +122,9 @@ def watch(client: PointClient, mode: str) -> int:
     moved, start = False, math.nan
     end, live = ("", "\r") if sys.stdout.isatty() else ("\n", "")
     while True:
-        seen = client.read("CmfState", "Soc", "RackA", "LimReason", "DisLimReason", "FaultBits", "CmdTgtSoC", "CmdMode")
+        seen = client.read(
+            "CmfState", "Soc", "RackA", "LimReason", "DisLimReason", "CmdTgtSoC", "CmdMode", *words.FAULT_BITS
+        )
         if math.isnan(seen["CmfState"]) or math.isnan(seen["Soc"]):
             raise cli.Failed("the appliance shows no state or no SoC; run ems-tool --status")
         state, soc, target = int(seen["CmfState"]), seen["Soc"], seen["CmdTgtSoC"]
@@ -136,7 +138,7 @@ def watch(client: PointClient, mode: str) -> int:
             flush=True,
         )
         moved = moved or state in CHARGING or state == State.DISCHARGE
-        done = _ended(mode, state, int(seen["FaultBits"]))
+        done = _ended(mode, state, words.faults_in(seen))
         if done and (moved or state == State.CHARGED):
             print(f"\ndone at {soc:.1f} %" if live else f"done at {soc:.1f} %")
             return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from statemachine.signals import GuardTrip, InterlockBit, Mode, StatusBit
@@ -77,23 +77,24 @@ def verify_interlocks(client: PointClient) -> int:
     raise cli.Failed("; ".join(f"{check.name} is {check.seen}, expected {check.expected}" for check in wrong))
 
 
-def _faults(bits: float) -> list[str]:
-    return [words.fault(bit) for bit in range(32) if int(bits) >> bit & 1]
+def _faults(values: Mapping[str, float]) -> list[str]:
+    bits = words.faults_in(values)
+    return [words.fault(bit) for bit in range(bits.bit_length()) if bits >> bit & 1]
 
 
 def ack_faults(client: PointClient) -> int:
     """Acknowledges, and waits until the faults are gone; 1 with what remains."""
-    if not _read(client, "FaultBits")["FaultBits"]:
+    if not _faults(_read(client, *words.FAULT_BITS)):
         print("no faults")
         return 0
     cli.write(client, {"AckFaults": 1})
     end = time.monotonic() + _ACK_S
-    left = _read(client, "FaultBits")["FaultBits"]
+    left = _faults(_read(client, *words.FAULT_BITS))
     while left and time.monotonic() < end:
         time.sleep(_POLL_S)
-        left = _read(client, "FaultBits")["FaultBits"]
+        left = _faults(_read(client, *words.FAULT_BITS))
     if left:
-        raise cli.Failed("still there: " + " ".join(_faults(left)))
+        raise cli.Failed("still there: " + " ".join(left))
     print("faults acknowledged")
     return 0
 
@@ -106,7 +107,7 @@ def status(client: PointClient) -> int:
     """Prints state, command, limits, cells, faults, scan and links."""
     names = (
         "CmdMode", "CmdSeq", "AckSeq", "Soc", "SoH", "RackV", "RackA", "PcsV", "SetA", "ChaLimA", "DisLimA",
-        "LimReason", "DisLimReason", "CellVMin", "CellVMax", "CellTmpMin", "CellTmpMax", "FaultBits", "FaultActive",
+        "LimReason", "DisLimReason", "CellVMin", "CellVMax", "CellTmpMin", "CellTmpMax", *words.FAULT_BITS,
         "Coils", "Feedback", "GuardArmed", "GuardTrip", "Permit", "ScanCount", "ScanOverruns", "ScanWakeP99us",
         "StatusBits", "BmsPolls", "BmsTimeouts", "PcsPolls", "PcsTimeouts",
     )  # fmt: skip
@@ -131,7 +132,7 @@ def status(client: PointClient) -> int:
         "links": f"BMS {v['BmsPolls']:.0f} polls, {v['BmsTimeouts']:.0f} timeouts; "
         f"PCS {v['PcsPolls']:.0f} polls, {v['PcsTimeouts']:.0f} timeouts",
         "status bits": " ".join(bits) or "none",
-        "faults": "\n                 ".join(_faults(v["FaultBits"])) or "none",
+        "faults": "\n                 ".join(_faults(v)) or "none",
     }
     for name, text in lines.items():
         print(f"{name:16} {text}")

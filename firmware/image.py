@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
 from drivers.loops import LAYOUT as SAMPLER_LAYOUT
 from drivers.section import SectionFile, SectionReader, SectionWriter
-from statemachine.signals import Bms, Command, Guard, Pcs
+from statemachine.signals import Bms, Clock, Command, Guard, Pcs, Store
 
 T = TypeVar("T", bound=tuple)  # type: ignore[type-arg]
 
@@ -26,6 +26,8 @@ LAYOUT: dict[str, dict[str, int]] = {
     "aggregator": {"bms": 512, "pcs": 256, "cells": 49_152, "links": 512, "events": EVENT_SLOTS * _EVENT.size},
     "controller": {"status": 1024, "control": 128, "events": EVENT_SLOTS * _EVENT.size},
     "guard": {"guard": 128, "events": EVENT_SLOTS * _EVENT.size},
+    "historian": {"store": 128},
+    "clock": {"clock": 128, "events": EVENT_SLOTS * _EVENT.size},
     "sampler": SAMPLER_LAYOUT,
     "server": {"command": 256, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size},
 }
@@ -87,6 +89,12 @@ class Status(NamedTuple):
     exec_max_us: int
     period_us: int
     stopped: bool  # an orderly stop was made; a successor starts without a fault
+    cycles: int  # statemachine.wear.Wear as it stands; the historian saves it
+    opened_under_load: int
+    closed_under_load: int
+    precharges: int
+    closing_level: float
+    precharge_level: float
 
 
 class Links(NamedTuple):
@@ -133,12 +141,17 @@ class Codec(Generic[T]):
 
 
 BMS, PCS, COMMAND, GUARD = Codec(Bms), Codec(Pcs), Codec(Command), Codec(Guard)
-CONTROL, STATUS, LINKS = Codec(Control), Codec(Status), Codec(Links)
+CONTROL, STATUS, LINKS, STORE, CLOCK = Codec(Control), Codec(Status), Codec(Links), Codec(Store), Codec(Clock)
 
 
 def run_directory() -> Path:
     """Where the section files are: $EMS_RUN_DIR, else /run/ems."""
     return Path(os.environ.get("EMS_RUN_DIR", "/run/ems"))
+
+
+def state_directory() -> Path:
+    """Where that is kept what survives a power cycle: $EMS_STATE_DIR, else /var/lib/ems."""
+    return Path(os.environ.get("EMS_STATE_DIR", "/var/lib/ems"))
 
 
 def writer(process: str, directory: Path | None = None) -> SectionFile:

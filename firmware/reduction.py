@@ -50,7 +50,7 @@ def extremes(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> Extremes:
     return Extremes(float(values[high_at]), float(values[low_at]), mean, high_at, low_at)
 
 
-def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, poll: int) -> Bms:
+def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, poll: int, loss_pct: float = 0.0) -> Bms:
     """One complete poll of all strings, reduced. A sentinel of the profile (0 mV, 0x8000, 0xFFFF) makes a cell bad."""
     volts = profile.arrays["cell_v"].decode(b"".join(p.cell_v for p in polls))
     temperatures = profile.arrays["cell_c"].decode(b"".join(p.cell_c for p in polls))
@@ -87,10 +87,16 @@ def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, pol
         alarm_warn=of.bits("alarm_warn"),
         cells_bad=cells_bad,
         cells_balancing=sum(int(np.count_nonzero(bits.decode_bits(p.balancing, cells_per_string))) for p in polls),
-        strings_online=len(polls),
+        strings_online=sum(_online(p) for p in polls),
         plausible=whole and not cells_bad and _sane(v, c) and _sums_agree(string_v, volts) and of.finite(),
         identity_ok=True,
+        loss_pct=loss_pct,
     )
+
+
+def _online(poll: StringPoll) -> bool:
+    """A string that allows neither charge nor discharge has taken itself out."""
+    return bool(poll.values["charge_limit_a"] or poll.values["discharge_limit_a"])
 
 
 def bits_of(value: float) -> int:

@@ -20,7 +20,20 @@ from typing import NamedTuple
 from drivers.modbus.point import Kind, Point, width
 from statemachine.faults import SEVERE_MASK
 from statemachine.settings import Settings
-from statemachine.signals import Bms, Guard, GuardTrip, LimitReason, LossPolicy, Mode, Pcs, Result, Why
+from statemachine.signals import (
+    Bms,
+    BootReason,
+    Clock,
+    Guard,
+    GuardTrip,
+    LimitReason,
+    LossPolicy,
+    Mode,
+    Pcs,
+    Result,
+    WatchdogState,
+    Why,
+)
 from statemachine.states import CHARGING, OPEN, State
 
 from .image import Links, Status
@@ -40,6 +53,8 @@ from .sunspec import (
 BASE = 40000
 RESERVED_MODEL, VENDOR_MODEL = 64989, 64990
 _PAD = b"\x80\x00"
+_BITFIELD = 0x7FFFFFFF
+"""SunSpec: in a bitfield32 whose highest bit is set nothing counts."""
 
 
 class Own(NamedTuple):
@@ -48,6 +63,7 @@ class Own(NamedTuple):
     beat: int  # counts up once a second while the controller is alive
     why: int  # Why of the last refused write; 0 after the next accepted command
     address: int  # register at fault of the last refused write
+    freeze_frames: int  # kept on this unit
 
 
 class Sources(NamedTuple):
@@ -59,6 +75,7 @@ class Sources(NamedTuple):
     links: Links | None
     guard: Guard | None
     settings: Settings | None
+    clock: Clock | None
     own: Own
 
 
@@ -104,7 +121,7 @@ def _of_links(rule: Callable[[Links], float]) -> Callable[[Sources], float]:
 
 
 _SECTIONS: dict[str, type[tuple[float, ...]]] = {
-    "status": Status, "bms": Bms, "pcs": Pcs, "links": Links, "guard": Guard, "own": Own,
+    "status": Status, "bms": Bms, "pcs": Pcs, "links": Links, "guard": Guard, "clock": Clock, "own": Own,
 }  # fmt: skip
 
 
@@ -135,6 +152,15 @@ def _string_of(cell: str) -> Callable[[Sources], float]:
 def _available_w(limit: str) -> Callable[[Sources], float]:
     ampere = attrgetter(limit)
     return lambda s: nan if s.bms is None or s.status is None else ampere(s.status) * s.bms.rack_v
+
+
+def _shown(first: int) -> Callable[[Status], float]:
+    """Active or latched faults `first` .. `first` + 30."""
+    return lambda status: (status.faults_active | status.faults_latched) >> first & _BITFIELD
+
+
+def _active(first: int) -> Callable[[Status], float]:
+    return lambda status: status.faults_active >> first & _BITFIELD
 
 
 def _storage_status(status: Status) -> StorageStatus:
@@ -378,9 +404,8 @@ _BATTERY = [
     *_not_implemented("uint32", "WarrDt"),
     Draft("Evt1", "bitfield32", "standard events of SunSpec model 802", "status", _of_status(_events)),
     Draft("Evt2", "bitfield32", "none", fixed=0),
-    Draft("EvtVnd1", "bitfield32", "as FaultBits", "status",
-          _of_status(lambda t: t.faults_active | t.faults_latched)),
-    Draft("EvtVnd2", "bitfield32", "none", fixed=0),
+    Draft("EvtVnd1", "bitfield32", "as FaultBits", "status", _of_status(_shown(0))),
+    Draft("EvtVnd2", "bitfield32", "as FaultBits2", "status", _of_status(_shown(32))),
     Draft("V", "uint16", "rack voltage", "bms.rack_v", unit="V", scale=0.1),
     Draft("VMax", "uint16", "highest rack voltage", "settings", _of_settings(lambda c: c.max_charge_voltage),
           unit="V", scale=0.1),
@@ -465,11 +490,13 @@ _VENDOR = [
     Draft("CellTmpMaxIdx", "uint16", "its index", "bms.cell_c_max_at"),
     Draft("CellTmpMin", "int16", "coldest cell", "bms.cell_c_min", unit="degC", scale=0.1),
     Draft("CellTmpMinIdx", "uint16", "its index", "bms.cell_c_min_at"),
-    Draft("FaultBits", "bitfield32", "faults active or latched" + _BITS, "status",
-          _of_status(lambda t: t.faults_active | t.faults_latched)),
-    _reserve("ReserveFaultBits", 6),
-    Draft("FaultActive", "bitfield32", "faults whose cause is there now" + _BITS, "status.faults_active"),
-    _reserve("ReserveFaultActive", 2),
+    Draft("FaultBits", "bitfield32", "faults 0-30 active or latched" + _BITS, "status", _of_status(_shown(0))),
+    Draft("FaultBits2", "bitfield32", "faults 32-62 active or latched: bit n is fault 32 + n", "status",
+          _of_status(_shown(32))),
+    _reserve("ReserveFaultBits", 4),
+    Draft("FaultActive", "bitfield32", "faults 0-30 whose cause is there now" + _BITS, "status",
+          _of_status(_active(0))),
+    Draft("FaultActive2", "bitfield32", "faults 32-62 whose cause is there now", "status", _of_status(_active(32))),
     Draft("LedRun", "enum16", "RUN LED" + _PATTERN, "status", _led(0)),
     Draft("LedCharge", "enum16", "CHARGE LED" + _PATTERN, "status", _led(1)),
     Draft("LedComm", "enum16", "COMM LED" + _PATTERN, "status", _led(2)),
@@ -494,7 +521,7 @@ _VENDOR = [
     Draft("ScanExecMaxus", "uint32", "execution time, largest", "status.exec_max_us", unit="us"),
     Draft("StatusBits", "bitfield32", "0 no real-time priority, 1 memory not locked, 2 configuration refused, 3 "
           "widening waits for open contactors, 4 BMS stale, 5 PCS stale, 6 heartbeat armed, 7 heartbeat lost, 8 dV "
-          "calibrated, 9 server stale, 10 bench", "status.status_bits"),
+          "calibrated, 9 server stale, 10 bench, 11 clock trusted", "status.status_bits"),
     Draft("WSetAct", "int32", "704 set-point in force", "status.wset_active_w", unit="W"),
     Draft("WSetRem", "uint32", "as WSetRvrtRem", "status.wset_remaining_s", unit="s"),
     Draft("BmsPolls", "uint32", "complete BMS polls since start", "links.bms_polls"),
@@ -511,9 +538,16 @@ _VENDOR = [
     Draft("PrechargeTries", "uint16", "tries of the running or last precharge", "status.precharge_tries"),
     Draft("IntlkReq", "uint16", "interlocks that must be closed: bit 0-7 interlock 1-8", "settings",
           _of_settings(lambda c: c.interlocks_required)),
+    Draft("ContactorCycles", "uint32", "lifetime closings of the main contactors", "status.cycles"),
+    Draft("OpenedUnderLoad", "uint16", "openings above break_current since inspection", "status.opened_under_load"),
+    Draft("ClosedUnderLoad", "uint16", "closings with an inrush since inspection", "status.closed_under_load"),
+    Draft("Precharges", "uint32", "lifetime precharges", "status.precharges"),
+    Draft("BootReason", "enum16", "why the unit started", "guard.boot_reason", values=BootReason),
+    Draft("Watchdog", "enum16", "hardware watchdog", "guard.watchdog", values=WatchdogState),
+    Draft("ClockOffsetMs", "int16", "wall clock against the time servers", "clock.offset_ms", unit="s", scale=0.001),
+    Draft("FreezeFrames", "uint16", "freeze-frames kept, see file record 1 (FC 20)", "own.freeze_frames"),
 ]  # fmt: skip
 VENDOR_FIRST, VENDOR_LENGTH = 40524, 122
-_USED = sum(draft.words or width(draft.type) for draft in _VENDOR)
 
 ROWS: tuple[Row, ...] = (
     Row(Point("SunS", BASE, "uint32", "SunSpec marker", 2), "", None, 0x53756E53),
@@ -525,7 +559,7 @@ ROWS: tuple[Row, ...] = (
     *_spanning(40406, 40451),  # 714
     *_model(715, 40451, 7, _DERCTL),
     *_model(802, 40460, 62, _BATTERY),
-    *_model(VENDOR_MODEL, VENDOR_FIRST, VENDOR_LENGTH, [*_VENDOR, _reserve("Reserve", VENDOR_LENGTH - _USED)]),
+    *_model(VENDOR_MODEL, VENDOR_FIRST, VENDOR_LENGTH, _VENDOR),
     Row(Point("End.ID", 40648, "uint16", "end marker"), "", None, 0xFFFF),
     Row(Point("End.L", 40649, "uint16", "end marker, length 0"), "", None, 0),
 )

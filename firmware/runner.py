@@ -64,7 +64,7 @@ def module(name: str, policy: Policy = Policy.RESTART) -> Process:
 
 BENCH = module("drivers.bench", Policy.END)
 APPLIANCE = (
-    *(module(f"firmware.{name}") for name in ("historian", "guard", "server", "aggregator")),
+    *(module(f"firmware.{name}") for name in ("historian", "guard", "clock", "server", "aggregator")),
     module("firmware.controller")._replace(stop_s=CONTROLLER_STOP_S),
 )
 """In the order of their start. The stop is the other way round, so the historian sees it to the end."""
@@ -194,7 +194,9 @@ def refuse_used(ports: Ports) -> None:
 class Run:
     """The bench and the appliance. `work` keeps logs and configuration; the process image goes to tmpfs."""
 
-    def __init__(self, work: Path, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, work: Path, environ: Mapping[str, str], say: Callable[[str], None], keep_state: bool = False
+    ) -> None:
         self.work = work.absolute()
         self.work.mkdir(parents=True, exist_ok=True)
         self.ports = ports_of(environ)
@@ -204,12 +206,21 @@ class Run:
         chosen = {
             "EMS_RUN_DIR": str(self._directory),
             "EMS_CONFIG_DIR": str(self.config),
+            "EMS_STATE_DIR": str(self._state(keep_state)),
             "EMS_BENCH_SIZE": f"{site.strings}x{site.modules_per_string}x{site.cells_per_module}",
             "EMS_BENCH_CHEMISTRY": site.cell_profile.partition("_")[0],
             "EMS_RT_CORE": str(site.rt_core),
         }
         chosen |= {name: str(port) for name, port in self.ports._asdict().items()}
         self.supervisor = Supervisor(self.work, {**environ, **chosen}, say)
+
+    def _state(self, keep: bool) -> Path:
+        """What survives a power cycle; a new bench is a new rack, so nothing does unless it is asked for."""
+        directory = self.work / "state"
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(exist_ok=True)
+        return directory
 
     def _configuration(self, environ: Mapping[str, str]) -> tuple[Path, Site]:
         """$EMS_CONFIG_DIR as it is, with its ports; else the defaults for the bench in `work`. Raises ConfigError."""
@@ -319,12 +330,13 @@ def main() -> None:
     parser.add_argument("--speed", help="bench speed, 1 to 600")
     parser.add_argument("--soc", help="state of charge at the start, percent")
     parser.add_argument("--directory", type=Path, default=Path("build/run"), help="logs and configuration")
+    parser.add_argument("--keep-state", action="store_true", help="begin as after a power cycle: what was saved counts")
     args = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     chosen = {"EMS_BENCH_SPEED": args.speed, "EMS_BENCH_SOC": args.soc}
     environ = {**os.environ, **{name: value for name, value in chosen.items() if value}}
     try:
-        run = Run(args.directory, environ, lambda text: print(f"run: {text}", file=sys.stderr))
+        run = Run(args.directory, environ, lambda text: print(f"run: {text}", file=sys.stderr), args.keep_state)
     except (ConfigError, RunError) as error:
         sys.exit(f"run: {error}")
     code = 1

@@ -20,7 +20,8 @@ def settings_from_json(data: bytes) -> Settings:
     """The inverse of `settings_to_json`. Raises ValueError when a field is missing or unknown, or `data` is no JSON."""
     values = json.loads(data)
     _expect(values, Settings)
-    return Settings(**{**values, "cell": cell_profile(values["cell"])})
+    cell, zones = cell_profile(values["cell"]), tuple(values["loop_zones"])
+    return Settings(**{**values, "cell": cell, "loop_zones": zones})
 
 
 def cell_profile(values: object) -> CellProfile:

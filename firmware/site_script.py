@@ -43,11 +43,11 @@ class SiteController:
     def state(self) -> State:
         """The present state, INIT while the controller is silent. Notes it and the faults, keeps the heartbeat."""
         self._heartbeat()
-        values = self._client.read("CmfState", "FaultBits")
+        values = self._client.read("CmfState", *words.FAULT_BITS)
         if values["CmfState"] != values["CmfState"]:
             return State.INIT
         state = State(int(values["CmfState"]))
-        self.fault_bits |= int(values["FaultBits"])
+        self.fault_bits |= words.faults_in(values)
         if not self.passed or self.passed[-1][1] != state:
             self.passed.append((time.monotonic(), state))
             self._say(f"state {state.name}")
@@ -112,7 +112,7 @@ class SiteController:
         self._client.write({"CtrlHb": self._beat})
 
     def _faults(self) -> str:
-        names = [words.fault(bit) for bit in range(32) if self.fault_bits >> bit & 1]
+        names = [words.fault(bit) for bit in range(64) if self.fault_bits >> bit & 1]
         return " | ".join(names) or "none"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
+from drivers.modbus.point import UNIMPLEMENTED
 from statemachine.faults import FAULTS
 from statemachine.signals import LimitReason, Why
 from statemachine.states import State
@@ -72,6 +74,15 @@ def why(number: int) -> str:
 
 def limit(number: int) -> str:
     return LIMIT[LimitReason(number)] if number in LimitReason._value2member_map_ else f"limit {number}"
+
+
+FAULT_BITS, FAULT_ACTIVE = ("FaultBits", "FaultBits2"), ("FaultActive", "FaultActive2")
+
+
+def faults_in(values: Mapping[str, float], registers: tuple[str, str] = FAULT_BITS) -> int:
+    """Fault bits of two registers as one number; 0 where the appliance has none."""
+    low, high = (0 if values[n] == UNIMPLEMENTED["bitfield32"] else int(values[n]) for n in registers)
+    return low | high << 32
 
 
 def fault(bit: int) -> str:

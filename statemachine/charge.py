@@ -22,6 +22,7 @@ CUT = 0.8
 LOOP_HEADROOM_C = 0.05  # the loop may stand this far above the rate in use, so that it meets the ceiling from below
 TAIL_RATE_C = 0.05  # C/20: absorb is done below it
 
+ONE_FAILED = 0.5  # of the permitted rate: a loop has failed, another one still watches its zone
 NO_LIMIT_C = 1e9
 
 Term = tuple[float, LimitReason]
@@ -30,8 +31,8 @@ Term = tuple[float, LimitReason]
 class Loops(NamedTuple):
     """4-20 mA thermal loops, judged."""
 
-    hottest_c: float  # nan when none is used
-    healthy: bool  # every used loop is inside NE43 limits and fresh
+    hottest_c: float  # nan when none can be believed
+    share: float  # of the permitted rate: 1 all believed, ONE_FAILED while every zone is watched, else 0
 
 
 class Law(NamedTuple):
@@ -118,6 +119,10 @@ def smallest(terms: list[Term]) -> Term:
     return max(0.0, rate), reason
 
 
+def _loop_share(loops: Loops, permitted_c: float) -> float:
+    return NO_LIMIT_C if loops.share >= 1.0 else loops.share * permitted_c
+
+
 def _charge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops, rise: float, balancing: bool) -> list[Term]:
     cell = s.cell
     terms = [
@@ -129,7 +134,8 @@ def _charge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops, rise: float, ba
         (NO_LIMIT_C if bms.soc_pct < s.max_soc or s.max_soc >= 100.0 else 0.0, LimitReason.SOC),
     ]
     if s.loops_used:
-        terms.append((hot(cell, loops.hottest_c, 0.0) if loops.healthy else 0.0, LimitReason.LOOP))
+        watched_c = min(hot(cell, loops.hottest_c, 0.0), _loop_share(loops, s.max_charge_rate)) if loops.share else 0.0
+        terms.append((watched_c, LimitReason.LOOP))
     if bms.cell_v_min < cell.v_low_v:
         terms.append((cell.low_rate_c, LimitReason.LOW_CELL))
     if balancing:
@@ -148,8 +154,8 @@ def _discharge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops) -> list[Term
         (NO_LIMIT_C if bms.cell_c_min > s.min_cell_temperature else 0.0, LimitReason.COLD),
         (NO_LIMIT_C if bms.soc_min_pct > s.min_soc else 0.0, LimitReason.SOC),
     ]
-    if s.loops_used and not loops.healthy:
-        terms.append((0.0, LimitReason.LOOP))
+    if s.loops_used:
+        terms.append((_loop_share(loops, s.max_discharge_rate), LimitReason.LOOP))
     return terms
 
 

@@ -49,6 +49,7 @@ class Sequence(NamedTuple):
     in_phase_ms: float = 0.0
     tries: int = 0
     failed: bool = False
+    failed_in: Phase = Phase.OPEN  # where the last try ended: PRECHARGE by voltage or current, else by feedback
 
 
 def feedback(lines: Lines) -> Coils:
@@ -82,7 +83,7 @@ def advance(
         return Sequence(tries=seq.tries)
     if seq.failed:
         return seq
-    phase, at, tries, _ = seq
+    phase, at, tries = seq.phase, seq.in_phase_ms, seq.tries
     at += dt_ms
     seen = feedback(lines) == COILS[phase]
     if phase is Phase.OPEN:
@@ -105,5 +106,5 @@ def _timed(seq: Sequence, at_ms: float, limit_ms: float) -> Sequence:
     if at_ms < limit_ms:
         return seq._replace(in_phase_ms=at_ms)
     if seq.tries >= TRIES or seq.phase in (Phase.OPEN, Phase.PAUSE):
-        return Sequence(Phase.OPEN, 0.0, seq.tries, failed=True)
+        return Sequence(Phase.OPEN, 0.0, seq.tries, True, seq.phase)
     return Sequence(Phase.PAUSE, 0.0, seq.tries)

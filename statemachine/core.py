@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import isfinite
 from typing import NamedTuple
 
-from . import charge, contactors, delta, detect, latch, leds, wishes
+from . import charge, contactors, delta, detect, latch, leds, loops, wear, wishes
 from .cmf import Cmf
 from .contactors import Coils, Phase, Sequence
-from .faults import LOCKOUT_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
+from .faults import LOCKOUT_MASK, SAVED_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
 from .settings import Settings, narrowed, same
 from .signals import (
     Bms,
@@ -28,6 +28,8 @@ from .states import CHARGING, CLOSED, State
 from .table import TIMEOUTS_S, Bits
 
 RESET_PRESS_MS = 20.0  # a press must stand two scans
+SERVICE_PRESS_MS = 10_000.0  # RESET held for this long says: somebody is here and has looked
+INRUSH_MS = 500.0  # after the positive main closed, before anything is demanded
 REST_A = 0.5  # demand below it is zero
 CEILING_V, CEILING_MS = 0.005, 1000.0  # absorb: the loop binds this near the ceiling for this long
 TAIL_MS = 5000.0
@@ -65,7 +67,11 @@ class Memory(NamedTuple):
     ceiling_ms: float = 0.0
     tail_ms: float = 0.0
     under_load: bool = False  # the last opening was above the break current
+    inrush: bool = False  # current flowed right after the last closing
     balance_over: bool = False
+    loops: loops.LoopMemory = loops.LoopMemory()
+    chatter: detect.Chatter = detect.Chatter()
+    wear: wear.Wear = wear.Wear()
 
 
 class _Now(NamedTuple):
@@ -73,8 +79,22 @@ class _Now(NamedTuple):
 
     bms: Bms | None  # fresh, identified, complete
     pcs: Pcs | None
-    loops: charge.Loops
+    judged: loops.Judged
+    loops: charge.Loops  # what the law reads of them
     permit: Why
+
+
+class _Pressed(NamedTuple):
+    """What arrived in this very scan."""
+
+    ack: bool
+    reset: bool
+    service: bool
+
+
+def started(latched: int, worn: wear.Wear) -> Memory:
+    """The memory that a controller begins with: what was saved of the one before. TRIP and LOCKOUT latch again."""
+    return Memory(latches=latch.Latches(latched=latched & SAVED_MASK), wear=worn)
 
 
 class Core:
@@ -88,12 +108,12 @@ class Core:
         """One scan, `dt_ms` after the one before."""
         m = self.memory
         events: list[tuple[int, int, int]] = []
-        m, ack, reset = _edges(_adopt(m, inputs, events), inputs, dt_ms)
-        now = _judge(m, inputs)
+        m, pressed = _edges(_adopt(m, inputs, events), inputs, dt_ms)
+        m, now = _judge(m, inputs, dt_ms)
         seen_wishes, wish = wishes.step(m.wishes, inputs.command, inputs.command_age_ms, m.state, now.permit, dt_ms)
         _tell_wishes(m.wishes, seen_wishes, events)
         m = m._replace(wishes=seen_wishes)
-        m = _watch(m, now, inputs, ack, reset, dt_ms, events)
+        m = _watch(m, now, inputs, pressed, dt_ms, events)
         bits = _bits(m, now, wish, inputs)
         m = _enter(m, self._cmf.next(m.state, bits), wish, bits, events)
         m = _switch(m, now, bits, inputs, dt_ms, events)
@@ -120,19 +140,21 @@ def _adopt(m: Memory, inputs: Inputs, events: list[tuple[int, int, int]]) -> Mem
     return m._replace(settings=in_force, offered=offered)
 
 
-def _edges(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, bool, bool]:
-    """Acknowledge and reset act once, when they arrive; a reset button that is held or stuck is one press."""
+def _edges(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Pressed]:
+    """Acknowledge, reset and service press act once, when they arrive; a button that is stuck is one press."""
     count = inputs.command.ack_count if inputs.command else m.ack_count
     ack = 0 <= m.ack_count < count
     pressed = m.pressed_ms + dt_ms if inputs.lines.reset_pressed else 0.0
     reset = m.pressed_ms < RESET_PRESS_MS <= pressed
-    return m._replace(ack_count=count, pressed_ms=pressed, now_ms=m.now_ms + dt_ms), ack, reset
+    service = m.pressed_ms < SERVICE_PRESS_MS <= pressed
+    m = m._replace(ack_count=count, pressed_ms=pressed, now_ms=m.now_ms + dt_ms)
+    return m, _Pressed(ack, reset, service)
 
 
-def _judge(m: Memory, inputs: Inputs) -> _Now:
+def _judge(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Now]:
     s = m.settings
     if s is None:
-        return _Now(None, None, charge.Loops(float("nan"), False), Why.NO_CONFIGURATION)
+        return m, _Now(None, None, loops.Judged(), charge.Loops(float("nan"), 0.0), Why.NO_CONFIGURATION)
     bms, pcs = inputs.bms, inputs.pcs
     if bms is not None and not (bms.poll and bms.identity_ok and inputs.bms_age_ms <= s.bms_timeout * 1000.0):
         bms = None
@@ -140,8 +162,10 @@ def _judge(m: Memory, inputs: Inputs) -> _Now:
         bms = bms._replace(plausible=False)
     if pcs is not None and not (pcs.poll and pcs.identity_ok and inputs.pcs_age_ms <= s.pcs_timeout * 1000.0):
         pcs = None
-    loops = detect.loops(inputs.lines.loops_ma, inputs.lines.loops_age_ms, s)
-    return _Now(bms, pcs, loops, _permit(m, s, bms, pcs, inputs))
+    rate_c = abs(bms.rack_a) / s.rated_ah if bms is not None else 0.0
+    memory, judged = loops.judge(m.loops, inputs.lines.loops_ma, inputs.lines.loops_age_ms, s, rate_c, dt_ms)
+    permit = _permit(m, s, bms, pcs, inputs)
+    return m._replace(loops=memory), _Now(bms, pcs, judged, detect.loops_for_law(judged, s), permit)
 
 
 def _decisive(bms: Bms) -> tuple[float, ...]:
@@ -171,10 +195,13 @@ def _guard_heard(inputs: Inputs) -> bool:
 
 
 def _watch(
-    m: Memory, now: _Now, inputs: Inputs, ack: bool, reset: bool, dt_ms: float, events: list[tuple[int, int, int]]
+    m: Memory, now: _Now, inputs: Inputs, pressed: _Pressed, dt_ms: float, events: list[tuple[int, int, int]]
 ) -> Memory:
     """Detects and latches."""
     before, s = m.latches, m.settings
+    m = m._replace(chatter=detect.chatter(m.chatter, inputs.lines.interlocks, dt_ms))
+    if pressed.service:
+        m = _serviced(m, events)
     if s is not None:
         calibrated = m.delta.calibrated
         m = m._replace(delta=delta.observe(m.delta, s, now.bms, now.pcs, m.sequence.phase is Phase.CLOSED))
@@ -185,17 +212,26 @@ def _watch(
     if m.state is not State.STOPPING:  # there the bound of the stop decides, a trip would only open earlier
         allowed_a = min(m.expected_a[0], allowed_a[0]), min(m.expected_a[1], allowed_a[1])
     seen = detect.Seen(
-        inputs, s, now.bms, now.pcs, now.loops, m.state, m.in_state_ms, m.coils, m.coils_ms, m.sequence.phase,
-        m.sequence.failed, m.delta, allowed_a, m.wishes.lost, m.under_load, m.balance_over,
+        inputs, s, now.bms, now.pcs, now.judged, m.state, m.in_state_ms, m.coils, m.coils_ms, m.sequence, m.delta,
+        m.demand_a, allowed_a, m.wishes.lost, m.under_load, m.inrush, m.balance_over, m.chatter.edges, m.wear,
     )  # fmt: skip
-    after = latch.step(before, detect.raw(seen), dt_ms, ack, reset)
+    after = latch.step(before, detect.raw(seen), dt_ms, *pressed)
     _tell_bits(EventKind.FAULT_ON, after.active & ~before.active, events)
     _tell_bits(EventKind.FAULT_OFF, before.active & ~after.active, events)
     _tell_bits(EventKind.FAULT_ACK, before.latched & ~after.latched, events)
-    if ack:
+    if pressed.ack:
         why = Why.CAUSE_ACTIVE if after.latched else Why.NONE
         m = m._replace(wishes=m.wishes._replace(why=why))
     return m._replace(latches=after)
+
+
+def _serviced(m: Memory, events: list[tuple[int, int, int]]) -> Memory:
+    """RESET was held: somebody looked after the contactors. In SERVICE that means that they are new."""
+    if m.state not in (State.SERVICE, State.LOCKOUT):
+        return m
+    replaced = m.state is State.SERVICE
+    events.append((EventKind.SERVICE_PRESS, int(replaced), 0))
+    return m._replace(wear=wear.serviced(m.wear, replaced))
 
 
 def _tell_bits(kind: EventKind, bits: int, events: list[tuple[int, int, int]]) -> None:
@@ -285,6 +321,7 @@ def _enter(m: Memory, state: State, wish: wishes.Wish, bits: Bits, events: list[
         in_state_ms=0.0,
         finished=wish.content if done else m.finished,
         under_load=m.under_load if state is not State.PRECHARGE else False,
+        inrush=m.inrush if state is not State.PRECHARGE else False,
         balance_over=(m.state is State.CHARGE_BALANCE and state is State.CHARGED and bits.spread)
         or (m.balance_over and state not in CHARGING),
     )
@@ -298,8 +335,8 @@ def _switch(
     stays = m.state in CLOSED and m.sequence.phase is Phase.CLOSED and not (stopping and bits.at_rest)
     close = m.settings is not None and (m.state is State.PRECHARGE or stays)
     before = m.sequence
-    opens = before.phase is Phase.CLOSED and not close and m.state is not State.EMERGENCY_STOP
-    under_load = m.under_load or (opens and not _at_rest(m, now))
+    loaded = before.phase is Phase.CLOSED and not close and not _at_rest(m, now)
+    under_load = m.under_load or (loaded and m.state is not State.EMERGENCY_STOP)
     if m.settings is None:
         after = Sequence()
     else:
@@ -313,12 +350,24 @@ def _switch(
             events.append((EventKind.PRECHARGE, after.tries, 0))
     coils = contactors.COILS[after.phase]
     changed = coils != m.coils
+    inrush = not m.inrush and _inrush(m, now, inputs)
+    happened = wear.Happened(
+        coils.pos and not m.coils.pos, coils.pre and not m.coils.pre and not coils.pos, loaded, inrush
+    )
+    worn = wear.step(m.wear, happened, m.settings, dt_ms) if m.settings is not None else m.wear
     if changed:
         events.append((EventKind.COILS, coils.neg | coils.pos << 1 | coils.pre << 2, 0))
     return m._replace(
         sequence=after, coils=coils, coils_ms=0.0 if changed else m.coils_ms + dt_ms, under_load=under_load,
-        in_state_ms=m.in_state_ms + dt_ms,
+        inrush=m.inrush or inrush, wear=worn, in_state_ms=m.in_state_ms + dt_ms,
     )  # fmt: skip
+
+
+def _inrush(m: Memory, now: _Now, inputs: Inputs) -> bool:
+    """Current above the break current, sampled after the positive main closed and before anything was demanded."""
+    if m.settings is None or now.bms is None or not m.coils.pos or m.demand_a != 0.0:
+        return False
+    return inputs.bms_age_ms < m.coils_ms <= INRUSH_MS and abs(now.bms.rack_a) > m.settings.break_current
 
 
 def _supply(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, dt_ms: float) -> Memory:
@@ -396,6 +445,10 @@ def _interlock_bits(inputs: Inputs) -> int:
     return lines.interlocks | sum(1 << bit for bit, on in flags.items() if on)
 
 
+def _clock_trusted(inputs: Inputs) -> bool:
+    return inputs.clock is not None and inputs.clock.trusted and inputs.clock_age_ms <= detect.CLOCK_SILENT_MS
+
+
 def _status_bits(m: Memory, now: _Now, inputs: Inputs) -> int:
     command = inputs.command
     flags = {
@@ -407,6 +460,7 @@ def _status_bits(m: Memory, now: _Now, inputs: Inputs) -> int:
         StatusBit.HEARTBEAT_LOST: m.wishes.lost,
         StatusBit.DV_CALIBRATED: m.delta.calibrated,
         StatusBit.SERVER_STALE: inputs.command_age_ms > wishes.SERVER_STALE_MS,
+        StatusBit.CLOCK_TRUSTED: _clock_trusted(inputs),
     }
     return sum(1 << bit for bit, on in flags.items() if on)
 
@@ -449,5 +503,6 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         precharge_tries=m.sequence.tries,
         interlocks=_interlock_bits(inputs),
         settings_revision=m.settings.revision if m.settings else 0,
+        wear=m.wear,
         events=tuple(events),
     )

@@ -18,6 +18,7 @@ class CellProfile:
     v_trip_v: float  # above: trip
     v_low_v: float  # below: deep-discharge recovery current only
     v_min_v: float  # below: discharge stops, ERR_MIN_V_EXCEEDED
+    v_dead_v: float  # below: never charged again, ERR_CELL_DEEP_DISCHARGE
     low_rate_c: float  # charge rate while the lowest cell is below v_low_v
     balance_rate_c: float  # charge rate while top balancing
     plating_k: float  # safety factor on plating_rate_c
@@ -69,25 +70,36 @@ class Settings:
     loops_used: int  # bit n-1 set = thermal loop n is wired
     loop_low_c: float  # degC at 4 mA
     loop_high_c: float  # degC at 20 mA
+    loop_zones: tuple[int, ...]  # zone of loops 1..8
+    loop_filter_time: float  # s
+    loop_max_rate: float  # K/s
+    max_closings_per_hour: int  # of the contactors
+    max_precharges: int  # in ten minutes
+    max_under_load: int  # closings and openings under load until the contactors must be inspected
+    contactor_life: int  # operations
     # balance.conf
     cell_balancing_threshold: float  # V of spread at which balancing is done
     balance_time_limit: float  # s
     # site.conf
     loss_policy: int
     scan_period_ms: int
+    clock_servers: int  # configured time servers
 
 
 _LARGER_IS_WIDER = (
     "max_charge_voltage", "max_charge_current", "max_discharge_current", "max_charge_rate", "max_discharge_rate",
     "max_cell_temperature", "trip_cell_temperature", "max_soc", "max_delta_voltage", "max_delta_offset",
     "break_current", "stop_time_limit", "ramp_up_rate", "bms_timeout", "pcs_timeout", "precharge_voltage",
-    "precharge_current", "precharge_max_time",
+    "precharge_current", "precharge_max_time", "loop_max_rate", "max_closings_per_hour", "max_precharges",
+    "max_under_load",
 )  # fmt: skip
 _SMALLER_IS_WIDER = (
     "min_discharge_voltage", "min_cell_temperature", "min_soc", "min_insulation", "precharge_min_time",
     "ramp_down_rate",
 )  # fmt: skip
-_NEUTRAL = ("cell_balancing_threshold", "balance_time_limit", "loss_policy", "revision")
+_NEUTRAL = (
+    "cell_balancing_threshold", "balance_time_limit", "loss_policy", "contactor_life", "clock_servers", "revision",
+)  # fmt: skip
 """May change at any time: they neither widen nor narrow what the rack is allowed to do."""
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .settings import Settings
 from .states import State
+from .wear import Wear
 
 
 class Bms(NamedTuple):
@@ -44,6 +45,7 @@ class Bms(NamedTuple):
     strings_online: int
     plausible: bool  # cell sum, extremes and string voltages agree with each other
     identity_ok: bool  # unit ids and device identity were verified
+    loss_pct: float  # requests without a good answer, smoothed over some 200 requests
 
 
 class Pcs(NamedTuple):
@@ -60,6 +62,7 @@ class Pcs(NamedTuple):
     charge_max_a: float
     discharge_max_a: float
     identity_ok: bool
+    loss_pct: float  # as Bms.loss_pct
 
 
 class PcsState(IntEnum):
@@ -118,6 +121,8 @@ class Guard(NamedTuple):
     kill_ok: bool
     tamper_ok: bool
     resets: int  # accepted presses of the physical reset since start
+    watchdog: int  # WatchdogState
+    boot_reason: int  # BootReason
 
 
 class GuardTrip(IntEnum):
@@ -129,6 +134,40 @@ class GuardTrip(IntEnum):
     START = 5  # not armed yet
     GUARD_RESTARTED = 6
     GUARD_STALLED = 7  # its own ticks had a gap in which the alive relay fell out
+
+
+class WatchdogState(IntEnum):
+    """The hardware watchdog, which the guard alone pets."""
+
+    NONE = 0  # the board file names none
+    RUNNING = 1
+    FAILED = 2  # it could not be opened or petted
+
+
+class BootReason(IntEnum):
+    UNKNOWN = 0
+    POWER = 1
+    COMMAND = 2  # an orderly reboot
+    WATCHDOG = 3  # the hardware watchdog reset the machine
+
+
+class Store(NamedTuple):
+    """What the historian says of the disk."""
+
+    writes_ok: bool  # the last write of log, journal and saved state worked
+    lost: int  # lines and records lost since start
+    saved_latched: int  # faults_latched as last saved
+    saved_cycles: int  # contactor cycles as last saved
+
+
+class Clock(NamedTuple):
+    """What is known of the wall clock. It stamps history; nothing is timed by it."""
+
+    trusted: bool  # synchronised, and the configured servers agree within max_clock_offset
+    synchronised: bool  # by the kernel's own account
+    offset_ms: float  # measured against the servers; nan = no acceptable answer
+    servers_ok: int
+    steps: int  # jumps of the wall clock since start
 
 
 class Lines(NamedTuple):
@@ -144,6 +183,9 @@ class Lines(NamedTuple):
     fb_pre: bool
     loops_ma: tuple[float, ...]  # 4-20 mA thermal loops 1..8
     loops_age_ms: float
+    out_neg: bool  # coil outputs as the board reads them back
+    out_pos: bool
+    out_pre: bool
 
 
 class Inputs(NamedTuple):
@@ -158,9 +200,13 @@ class Inputs(NamedTuple):
     command_age_ms: float
     guard: Guard | None
     guard_age_ms: float
+    store: Store | None
+    store_age_ms: float
+    clock: Clock | None
+    clock_age_ms: float
     settings: Settings | None  # latest valid configuration, None before the first
     overruns_in_row: int  # late scans in a row, as the controller counted
-    restarted: bool  # the controller found a predecessor that did not stop in order
+    restarted: bool  # the controller found a predecessor that did not stop in order, or damaged saved state
 
 
 class Result(IntEnum):
@@ -229,6 +275,7 @@ class Outputs(NamedTuple):
     precharge_tries: int
     interlocks: int  # InterlockBit
     settings_revision: int
+    wear: Wear
     events: tuple[tuple[int, int, int], ...]  # (EventKind, a, b), this scan's
 
 
@@ -244,6 +291,7 @@ class EventKind(IntEnum):
     REVERT = 9  # a = wset_version
     DV_ZERO = 10  # a = offset in mV
     HEARTBEAT = 11  # a = 0 lost, 1 back
+    SERVICE_PRESS = 12  # RESET was held for 10 s; a = 1 when the contactor counters were set to zero
 
 
 class StatusBit(IntEnum):
@@ -260,6 +308,7 @@ class StatusBit(IntEnum):
     DV_CALIBRATED = 8
     SERVER_STALE = 9
     BENCH = 10  # the I/O board is the bench, not hardware
+    CLOCK_TRUSTED = 11
 
 
 class InterlockBit(IntEnum):

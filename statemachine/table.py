@@ -79,6 +79,8 @@ TABLE: tuple[Row, ...] = (
     _row(S.EMERGENCY_STOP, S.FAULT, "!trip stop", "the trip is reset, a fault stays"),
     _row(S.EMERGENCY_STOP, S.ISOLATED, "!trip opened", "cause gone, reset pressed, acknowledged, open"),
     _row(S.FAULT, S.ISOLATED, "!stop opened", "cause gone, acknowledged, open"),
+    _row(S.LOCKOUT, S.FAULT, "!lockout stop", "serviced, a fault stays"),
+    _row(S.LOCKOUT, S.ISOLATED, "!lockout opened", "cause gone, RESET held for 10 s, acknowledged, open"),
     # coming up
     _row(S.INIT, S.ISOLATED, "data_ok opened", "complete, plausible data; contactors verified open"),
     _row(S.INIT, S.FAULT, "timeout", "no data in time"),

@@ -15,7 +15,20 @@ from firmware.settings_codec import cell_profile
 from statemachine.contactors import Coils
 from statemachine.core import Core
 from statemachine.settings import CellProfile, Settings
-from statemachine.signals import Bms, Command, Guard, GuardTrip, Inputs, Lines, Outputs, Pcs
+from statemachine.signals import (
+    Bms,
+    BootReason,
+    Clock,
+    Command,
+    Guard,
+    GuardTrip,
+    Inputs,
+    Lines,
+    Outputs,
+    Pcs,
+    Store,
+    WatchdogState,
+)
 from statemachine.states import State
 
 CELLS = Path(__file__).parents[1] / "statemachine" / "cells"
@@ -36,14 +49,18 @@ def settings(**changes: Any) -> Settings:
         max_delta_offset=12.0, break_current=10.0, stop_time_limit=10.0, ramp_up_rate=0.02, ramp_down_rate=0.1,
         bms_timeout=0.35, pcs_timeout=0.2, min_insulation=100.0, precharge_voltage=13.0, precharge_current=1.0,
         precharge_min_time=0.3, precharge_max_time=6.0, interlocks_required=0xFF, loops_used=0xFF, loop_low_c=-20.0,
-        loop_high_c=60.0, cell_balancing_threshold=0.010, balance_time_limit=7200.0, loss_policy=0, scan_period_ms=10,
+        loop_high_c=60.0, loop_zones=(1, 1, 2, 2, 3, 3, 4, 4), loop_filter_time=1.0, loop_max_rate=5.0,
+        max_closings_per_hour=20, max_precharges=6, max_under_load=10, contactor_life=100_000,
+        cell_balancing_threshold=0.010, balance_time_limit=7200.0, loss_policy=0, scan_period_ms=10, clock_servers=0,
     )  # fmt: skip
     return replace(base, **changes)
 
 
 NONE = Coils(False, False, False)
-ARMED = Guard(True, GuardTrip.NONE, True, True, 0)
-LINES = Lines(True, True, False, True, 0xFF, False, False, False, (13.0,) * 8, 0.0)
+ARMED = Guard(True, GuardTrip.NONE, True, True, 0, WatchdogState.NONE, BootReason.POWER)
+LINES = Lines(True, True, False, True, 0xFF, False, False, False, (13.0,) * 8, 0.0, False, False, False)
+STORE = Store(True, 0, 0, 0)
+CLOCK = Clock(True, True, 0.0, 0, 0)
 COMMAND = Command(0, 0, 0.0, 0.0, 0.0, 0, False, 10.0, 0, 0, 0, False, 0.0, 0.0, False, 0.0, False)
 
 
@@ -66,6 +83,9 @@ class Rig:
     pcs_alive: bool = True
     precharge_works: bool = True
     guard: Guard = ARMED
+    store: Store | None = STORE
+    clock: Clock | None = CLOCK
+    output_sticks: Coils | None = None  # what the coil outputs read back, whatever is written
     lines: Lines = LINES
     command: Command = COMMAND
     bms_changes: dict[str, Any] = field(default_factory=dict)
@@ -135,20 +155,24 @@ class Rig:
             self.bms = Bms(
                 poll, self.now_ms, self.rack_v(), hold + pre_a, self.soc, self.soc, self.soc, 100.0,
                 v, v - self.spread_v, v - self.spread_v / 2, 0, 1, c, c, 2, 3, 1120.0, 1120.0, 2000.0, 0, 0, 0, 0, 0,
-                4, True, True,
+                4, True, True, 0.0,
             )._replace(**self.bms_changes)  # fmt: skip
         if self.pcs_alive and self.now_ms - self.pcs_at >= 20.0:
             self.pcs_at = self.now_ms
             poll = (self.pcs.poll if self.pcs else 0) + 1
             self.pcs = Pcs(
-                poll, self.now_ms, self.link_v + self.dv_offset_v, hold, 0.0, 50.0, 2, 0, 1120.0, 1120.0, True
+                poll, self.now_ms, self.link_v + self.dv_offset_v, hold, 0.0, 50.0, 2, 0, 1120.0, 1120.0, True, 0.0
             )._replace(**self.pcs_changes)
 
     def inputs(self, true: Coils) -> Inputs:
-        lines = self.lines._replace(fb_neg=true.neg, fb_pos=true.pos, fb_pre=true.pre)
+        out = self.coils if self.output_sticks is None else self.output_sticks
+        lines = self.lines._replace(
+            fb_neg=true.neg, fb_pos=true.pos, fb_pre=true.pre, out_neg=out.neg, out_pos=out.pos, out_pre=out.pre
+        )
         return Inputs(
             lines, self.bms, self.now_ms - self.bms_at, self.pcs, self.now_ms - self.pcs_at, self.command,
-            self.command_age_ms, self.guard, 0.0, self.settings, self.overruns_in_row, False,
+            self.command_age_ms, self.guard, 0.0, self.store, 0.0, self.clock, 0.0, self.settings,
+            self.overruns_in_row, False,
         )  # fmt: skip
 
     def once(self) -> Outputs:

@@ -375,7 +375,8 @@ def test_a_bms_that_lies_is_counted_and_never_published(
     ):
         wait_until(lambda: getattr(running.links, counter) >= 2, 3, counter)
         wait_until(lambda: any(text in line for line in running.texts), 1, text)
-        assert running.bms is None
+        assert running.bms is None or (running.bms.poll, running.bms.identity_ok) == (0, False)
+        assert (running.bms is not None) == (text == "not OpenBESS BMS-2100"), "only a stranger is told of"
         assert not running.links.bms_up
         assert sum(text in line for line in running.texts) == 1
 

@@ -28,8 +28,10 @@ def test_implausible_bms_data_does_not_start_the_appliance() -> None:
 
 
 def test_an_unverified_device_does_not_start_the_appliance() -> None:
-    assert Rig(bms_changes={"identity_ok": False}).scan(2000).o.state is State.INIT
-    assert Rig(pcs_changes={"identity_ok": False}).scan(2000).o.state is State.INIT
+    for rig in (Rig(bms_changes={"identity_ok": False}), Rig(pcs_changes={"identity_ok": False})):
+        assert rig.scan(900).o.state is State.INIT
+        assert rig.scan(1100).o.state is State.FAULT
+        assert State.ISOLATED not in rig.visited
 
 
 def test_missing_devices_end_init_in_a_fault_that_says_so() -> None:

@@ -19,7 +19,7 @@ from statemachine.contactors import COILS, Coils, Phase
 from statemachine.core import Core, Memory
 from statemachine.faults import LOCKOUT_MASK, SEVERE_MASK, TRIP_MASK
 from statemachine.settings import Settings, narrowed
-from statemachine.signals import Bms, Guard, GuardTrip, Inputs, Mode, Outputs, Pcs
+from statemachine.signals import Bms, GuardTrip, Inputs, Mode, Outputs, Pcs
 from statemachine.states import CHARGING, CLOSED, State
 
 SEVERE = (State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT)
@@ -319,7 +319,7 @@ SENDS = st.fixed_dictionaries(
     }
 )
 LINE = _one_of(["kill_ok", "tamper_ok", "insulation_ok", "reset_pressed"], [False, True])
-GUARDS = (None, ARMED, *(Guard(False, trip, True, True, 0) for trip in GuardTrip if trip is not GuardTrip.NONE))
+GUARDS = (None, ARMED, *(ARMED._replace(armed=False, trip=trip) for trip in GuardTrip if trip is not GuardTrip.NONE))
 CONFIGURATION = st.one_of(
     _one_of(["max_charge_current"], [100.0, 400.0, 1120.0, 2000.0]),
     _one_of(["min_soc"], [1.0, 5.0, 30.0]),

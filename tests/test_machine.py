@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_no_open_state_leads_to_closed_contactors_but_through_precharge(state: S
 def _run(bit: int, scans: int, dt_ms: float = 10.0, raw: bool = True) -> list[latch.Latches]:
     cells, out = latch.Latches(), []
     for _ in range(scans):
-        cells = latch.step(cells, raw << bit, dt_ms, False, False)
+        cells = latch.step(cells, raw << bit, dt_ms, False, False, False)
         out.append(cells)
     return out
 
@@ -107,7 +108,7 @@ def test_each_cell_confirms_in_its_time_and_latches_by_severity(fault: faults.Fa
     history = _run(fault.bit, scans)
     assert history[-1].active == 1 << fault.bit
     assert all(not cells.active for cells in history[:-1])
-    after = latch.step(history[-1], 0, 10.0, False, False)
+    after = latch.step(history[-1], 0, 10.0, False, False, False)
     assert after.active == 0
     assert bool(after.latched) is (fault.severity >= Severity.STOP)
 
@@ -115,27 +116,27 @@ def test_each_cell_confirms_in_its_time_and_latches_by_severity(fault: faults.Fa
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.confirm_ms], ids=lambda f: f.name)
 def test_a_glitch_shorter_than_the_confirm_time_is_nothing(fault: faults.Fault) -> None:
     cells = _run(fault.bit, int(fault.confirm_ms / 10))[-1]
-    cells = latch.step(cells, 0, 10.0, False, False)
+    cells = latch.step(cells, 0, 10.0, False, False, False)
     assert (cells.active, cells.latched) == (0, 0)
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.severity >= Severity.STOP], ids=lambda f: f.name)
-@pytest.mark.parametrize(("ack", "reset"), [(False, False), (True, False), (False, True), (True, True)])
-def test_what_clears_a_latched_cell(fault: faults.Fault, ack: bool, reset: bool) -> None:
-    cells = _run(fault.bit, 200)[-1]
-    standing = latch.step(cells, 1 << fault.bit, 10.0, ack, reset)
+@pytest.mark.parametrize(("ack", "reset", "service"), list(product((False, True), repeat=3)))
+def test_what_clears_a_latched_cell(fault: faults.Fault, ack: bool, reset: bool, service: bool) -> None:
+    cells = _run(fault.bit, 400)[-1]
+    standing = latch.step(cells, 1 << fault.bit, 10.0, ack, reset, service)
     assert standing.latched, "never while the cause stands"
-    gone = latch.step(standing, 0, 10.0, False, False)
+    gone = latch.step(standing, 0, 10.0, False, False, False)
     assert gone.latched, "what came before the cause was gone does not count"
-    after = latch.step(gone, 0, 10.0, ack, reset)
-    needed = {Severity.STOP: ack, Severity.TRIP: ack and reset, Severity.LOCKOUT: False}[fault.severity]
+    after = latch.step(gone, 0, 10.0, ack, reset, service)
+    needed = {Severity.STOP: ack, Severity.TRIP: ack and reset, Severity.LOCKOUT: ack and service}[fault.severity]
     assert bool(after.latched) is not needed
 
 
 def test_a_cause_that_returns_forgets_the_reset() -> None:
-    cells = latch.step(_run(0, 1)[-1], 0, 10.0, False, True)
-    cells = latch.step(cells, 1, 10.0, False, False)
-    cells = latch.step(cells, 0, 10.0, True, False)
+    cells = latch.step(_run(0, 1)[-1], 0, 10.0, False, True, False)
+    cells = latch.step(cells, 1, 10.0, False, False, False)
+    cells = latch.step(cells, 0, 10.0, True, False, False)
     assert cells.latched == 1
 
 
