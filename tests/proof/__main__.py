@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 import time
 from collections import Counter
@@ -108,7 +109,7 @@ def _cells(report: _Report) -> None:
 
 
 def _core(report: _Report, long: bool) -> list[str]:
-    found = search.search(plant.singles(), plant.pairs(long), NODES)
+    found = search.search(plant.singles(), plant.pairs(long), NODES, processes=os.cpu_count() or 1)
     if found.broken and found.at:
         report.fail(f"{found.broken}\n{search.trace(found, found.at)}")
         return search.listing(found)
@@ -194,7 +195,7 @@ def main() -> None:
         report.fail(f"the golden listing differs; review it, then --accept\n{changed}")
     report.line("golden listing", f"{sum(map(len, listing.values()))} lines", 0.0)
     verdicts = _mutants(report, of, args.accept)
-    report.line("all", "one core", time.monotonic() - began_s)
+    report.line("all", f"{os.cpu_count()} cores", time.monotonic() - began_s)
     if args.write and not report.failures:
         DOCUMENT.write_text(document(report, verdicts))
     sys.exit(f"prove: {len(report.failures)} failed" if report.failures else 0)

@@ -1,7 +1,7 @@
 """The latch cells alone: each fault against an oracle that was written from the manual's words, not from latch.py.
 
-A cell sees three truths a scan (cause, acknowledge, reset). Every sequence of them leads through few distinct
-memories, so the product of cell and oracle is searched until nothing new is found: that covers every sequence.
+A cell sees four truths a scan (cause, acknowledge, reset, service press). Every sequence of them leads through few
+distinct memories, so the product of cell and oracle is searched until nothing new is found: that covers every sequence.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class Cell(NamedTuple):
     latched: bool = False
     acked: bool = False  # acknowledged since the cause is gone
     reset: bool = False
+    service: bool = False
 
 
-def by_hand(fault: Fault, was: Cell, cause: bool, ack: bool, reset: bool, dt_ms: float) -> Cell:
-    """STOP needs the acknowledge, TRIP acknowledge and reset, both after the cause is gone; LOCKOUT stays."""
+def by_hand(fault: Fault, was: Cell, cause: bool, ack: bool, reset: bool, service: bool, dt_ms: float) -> Cell:
+    """STOP needs the acknowledge, TRIP the reset as well, LOCKOUT the service press: all after the cause is gone."""
     if cause:
         stood = was.stood_ms + dt_ms
         active = was.active or fault.confirm_ms == 0 or stood > fault.confirm_ms
@@ -39,12 +40,14 @@ def by_hand(fault: Fault, was: Cell, cause: bool, ack: bool, reset: bool, dt_ms:
         return Cell(stood, active, latched)
     if not was.latched:
         return Cell()
-    acked, pressed = was.acked or ack, was.reset or reset
+    acked, pressed, serviced = was.acked or ack, was.reset or reset, was.service or service
     if fault.severity is Severity.STOP and acked:
         return Cell()
     if fault.severity is Severity.TRIP and acked and pressed:
         return Cell()
-    return Cell(latched=True, acked=acked, reset=pressed)
+    if fault.severity is Severity.LOCKOUT and acked and serviced:
+        return Cell()
+    return Cell(latched=True, acked=acked, reset=pressed, service=serviced)
 
 
 def _seen(cells: latch.Latches, fault: Fault) -> Cell:
@@ -53,14 +56,14 @@ def _seen(cells: latch.Latches, fault: Fault) -> Cell:
 
     latched = bit(cells.latched)
     return Cell(
-        cells.standing_ms[fault.bit], bit(cells.active), latched,
-        latched and bit(cells.acked), latched and bit(cells.reset),
+        dict(cells.standing_ms).get(fault.bit, 0.0), bit(cells.active), latched,
+        latched and bit(cells.acked), latched and bit(cells.reset), latched and bit(cells.service),
     )  # fmt: skip
 
 
 def _saturated(cells: latch.Latches, fault: Fault, top_ms: float) -> latch.Latches:
-    stood = min(cells.standing_ms[fault.bit], top_ms)
-    return cells._replace(standing_ms=tuple(stood if i == fault.bit else 0.0 for i in range(len(FAULTS))))
+    assert all(bit == fault.bit for bit, _ in cells.standing_ms)
+    return cells._replace(standing_ms=tuple((bit, min(stood, top_ms)) for bit, stood in cells.standing_ms))
 
 
 def explore(fault: Fault, dt_ms: float) -> tuple[int, list[str]]:
@@ -70,11 +73,11 @@ def explore(fault: Fault, dt_ms: float) -> tuple[int, list[str]]:
     came: dict[tuple[latch.Latches, Cell], str] = {start: ""}
     todo, steps = [start], 0
     for real, paper in todo:
-        for cause, ack, reset in product((False, True), repeat=3):
+        for cause, ack, reset, service in product((False, True), repeat=4):
             steps += 1
-            after = latch.step(real, cause << fault.bit, dt_ms, ack, reset)
-            expected = by_hand(fault, paper, cause, ack, reset, dt_ms)
-            said = "".join(c for c, on in zip("CAR", (cause, ack, reset), strict=True) if on) or "-"
+            after = latch.step(real, cause << fault.bit, dt_ms, ack, reset, service)
+            expected = by_hand(fault, paper, cause, ack, reset, service, dt_ms)
+            said = "".join(c for c, on in zip("CARS", (cause, ack, reset, service), strict=True) if on) or "-"
             way = f"{came[real, paper]} {said}"
             if _seen(after, fault) != expected:
                 return steps, [f"{fault.name}, dt {dt_ms:g} ms, after{way}: {_seen(after, fault)}, manual: {expected}"]
@@ -88,16 +91,16 @@ def explore(fault: Fault, dt_ms: float) -> tuple[int, list[str]]:
 def independent() -> list[str]:
     """Two cells in one memory do what each does alone."""
     found = []
-    inputs = list(product((False, True), repeat=4))  # cause of one, cause of the other, acknowledge, reset
+    inputs = list(product((False, True), repeat=5))  # cause of one, of the other, acknowledge, reset, service
     sample = {fault.severity: fault for fault in FAULTS if fault.confirm_ms == 0}
     pairs = [(a, b) for a in sample.values() for b in FAULTS if a.bit != b.bit]
     for a, b in pairs:
         for first, second in product(inputs, repeat=2):
             both, alone = latch.Latches(), [latch.Latches(), latch.Latches()]
-            for x, y, ack, reset in ((True, True, False, False), first, second):
-                both = latch.step(both, x << a.bit | y << b.bit, 2000.0, ack, reset)
-                alone[0] = latch.step(alone[0], x << a.bit, 2000.0, ack, reset)
-                alone[1] = latch.step(alone[1], y << b.bit, 2000.0, ack, reset)
+            for x, y, *pressed in ((True, True, False, False, False), first, second):
+                both = latch.step(both, x << a.bit | y << b.bit, 1e5, *pressed)
+                alone[0] = latch.step(alone[0], x << a.bit, 1e5, *pressed)
+                alone[1] = latch.step(alone[1], y << b.bit, 1e5, *pressed)
             if (_seen(both, a), _seen(both, b)) != (_seen(alone[0], a), _seen(alone[1], b)):
                 found.append(f"{a.name} and {b.name} disturb each other")
     return found
@@ -106,8 +109,8 @@ def independent() -> list[str]:
 def _confirm_ms(fault: Fault) -> int:
     """How long the cause stands until the real cell is active, at 1 ms a scan."""
     cells = latch.Latches()
-    for ms in range(1, 10_000):
-        cells = latch.step(cells, 1 << fault.bit, 1.0, False, False)
+    for ms in range(1, 100_000):
+        cells = latch.step(cells, 1 << fault.bit, 1.0, False, False, False)
         if cells.active >> fault.bit & 1:
             return ms
     return -1
@@ -115,14 +118,15 @@ def _confirm_ms(fault: Fault) -> int:
 
 def _clears(fault: Fault) -> str:
     """What clears the latch, tried on the real cell."""
-    on = latch.step(latch.Latches(), 1 << fault.bit, 1e6, False, False)
-    gone = latch.step(on, 0, 10.0, False, False)
+    on = latch.step(latch.Latches(), 1 << fault.bit, 1e6, False, False, False)
+    gone = latch.step(on, 0, 10.0, False, False, False)
     if not gone.latched:
         return "itself"
-    ways = {(True, False): "acknowledge", (False, True): "reset", (True, True): "acknowledge and reset"}
-    for (ack, reset), words in ways.items():
-        if not latch.step(gone, 0, 10.0, ack, reset).latched:
-            return words
+    ways = sorted(product((False, True), repeat=3), key=sum)
+    names = ("acknowledge", "reset", "service press")
+    for pressed in ways:
+        if not latch.step(gone, 0, 10.0, *pressed).latched:
+            return " and ".join(name for name, on in zip(names, pressed, strict=True) if on)
     return "nothing"
 
 
@@ -145,7 +149,7 @@ def _bits_of(core: Core, listener: _Listener, inputs: object, memory: Memory) ->
 def _class(fault: Fault) -> str:
     """Which bit of the machine a latched fault raises, seen in a real scan of the core."""
     rig, listener = Rig().scan(50), _Listener()
-    cells = latch.step(latch.Latches(), 1 << fault.bit, 1e6, False, False)
+    cells = latch.step(latch.Latches(), 1 << fault.bit, 1e6, False, False, False)
     rig.core._cmf = listener  # type: ignore[assignment]
     bits = _bits_of(rig.core, listener, rig.inputs(rig.coils), rig.core.memory._replace(latches=cells))
     return next((name for name in ("trip", "lockout", "stop") if getattr(bits, name)), "goes on")
@@ -181,7 +185,7 @@ def stays(s: Settings) -> list[str]:
 
 
 def search(dts_ms: tuple[float, ...] = (5.0, 10.0)) -> Iterator[tuple[int, list[str]]]:
-    """Every cell, at each scan period."""
+    """Every cell, at each scan period; a long confirm time in a hundred steps."""
     for fault in FAULTS:
         for dt_ms in dts_ms:
-            yield explore(fault, dt_ms)
+            yield explore(fault, max(dt_ms, fault.confirm_ms / 100.0))

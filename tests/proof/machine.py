@@ -108,8 +108,10 @@ def _step(state: State, to: State, b: Bits) -> str | None:
     """The promise that one step breaks. Numbers are those of DESIGN 4 (docs/proof.md)."""
     if b.trip:
         return None if to is State.EMERGENCY_STOP else "1: a trip must lead to EMERGENCY_STOP"
-    if state is State.LOCKOUT:
-        return None if to is state else "2: LOCKOUT is left only by a trip"
+    if state is State.LOCKOUT is not to and (b.lockout or to not in (State.FAULT, State.ISOLATED)):
+        return "2: LOCKOUT is left only when it is cleared, and to nothing that closes"
+    if state is State.LOCKOUT and to is State.ISOLATED and not b.opened:
+        return "2: LOCKOUT is left with a contactor closed"
     if to is State.EMERGENCY_STOP and state is not to:
         return "1: EMERGENCY_STOP without a trip"
     if b.lockout and to not in (State.LOCKOUT, State.STOPPING) and not (b.timeout and to is State.FAULT):
@@ -223,7 +225,7 @@ def broken(of: Machine) -> Iterator[str]:
 def broken_way(of: Machine) -> Iterator[str]:
     """Promises about more than one step."""
     yield from _graph(of)
-    for state in set(State) - {State.LOCKOUT}:
+    for state in State:
         path = _healthy(of, state)
         if path[-1] is not State.ISOLATED:
             yield f"9: no way home: {' -> '.join(s.name for s in path)}"

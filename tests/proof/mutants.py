@@ -131,7 +131,7 @@ def _masks(catalogue: tuple[Fault, ...]) -> dict[str, object]:
         return sum(1 << fault.bit for fault in catalogue if fault.severity in severities)
 
     return {
-        "_CONFIRM_MS": tuple(fault.confirm_ms for fault in catalogue),
+        "CONFIRM_MS": {fault.bit: fault.confirm_ms for fault in catalogue},
         "LOCKOUT_MASK": mask(Severity.LOCKOUT),
         "TRIP_MASK": mask(Severity.TRIP),
         "STOP_MASK": mask(Severity.STOP),
@@ -171,7 +171,7 @@ def of_faults() -> Iterator[tuple[str, str, Fault]]:
 
 def judge_fault(kind: str, name: str, mutant: Fault) -> Verdict:
     """By the golden line of the cell."""
-    shipped = FAULTS[mutant.bit]
+    shipped = next(fault for fault in FAULTS if fault.bit == mutant.bit)
     golden = cells.fault_line(shipped)
     with _catalogue(tuple(mutant if fault.bit == mutant.bit else fault for fault in FAULTS)):
         return Verdict(kind, name, "" if cells.fault_line(mutant) == golden else "golden")

@@ -11,13 +11,13 @@ from itertools import combinations
 from math import isnan
 from typing import Any, NamedTuple
 
-from rig import LINES, settings
+from rig import ARMED, CLOCK, LINES, STORE, settings
 
-from statemachine import charge, contactors, latch, wishes
+from statemachine import charge, contactors, latch, loops, wishes
 from statemachine.contactors import Coils, Phase
-from statemachine.core import Memory
+from statemachine.core import SERVICE_PRESS_MS, Memory
 from statemachine.delta import Delta
-from statemachine.faults import BY_NAME, LOCKOUT_MASK, STOP_MASK, TRIP_MASK
+from statemachine.faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, STOP_MASK, TRIP_MASK
 from statemachine.signals import Bms, Command, Guard, GuardTrip, Inputs, LimitReason, Lines, Mode, Pcs
 from statemachine.states import OPEN, State
 from statemachine.table import TIMEOUTS_S
@@ -52,10 +52,9 @@ SOC: dict[str, tuple[float, float, float]] = {  # SoC %, highest cell V, lowest 
     "ceiling": (99.9, 4.24, 4.239),
     "ceiling, cells apart": (99.9, 4.24, 4.15),
 }
-_CLOSED = Guard(True, GuardTrip.NONE, True, True, 0)
 GUARDS: dict[str, Guard | None] = {
-    "armed": _CLOSED,
-    "dropped": Guard(False, GuardTrip.HEARTBEAT_LATE, True, True, 0),
+    "armed": ARMED,
+    "dropped": ARMED._replace(armed=False, trip=GuardTrip.HEARTBEAT_LATE),
     "missing": None,
 }
 
@@ -73,7 +72,7 @@ class World(NamedTuple):
     guard: str = "armed"
     command: str = "same"
     ack: bool = False
-    reset: bool = False
+    reset: bool | str = False  # "held": the scan in which it is held for the time of a service press
     soc: str = "middle"
     current: str = "follows"
     server: str = "alive"
@@ -92,7 +91,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "guard": ("dropped", "missing"),
     "command": (*COMMANDS, "same again", "old number, other mode", "none"),
     "ack": (True,),
-    "reset": (True,),
+    "reset": (True, "held"),
     "soc": tuple(name for name in SOC if name != "middle"),
     "current": ("flows", "rests"),
     "server": ("silent",),
@@ -147,6 +146,7 @@ class Node(NamedTuple):
     void: int = 2  # the command that stands was there with a latched fault (1), or in INIT or a fault state (2)
     owes_ack: bool = False
     owes_reset: bool = False
+    locked: int = 0  # a lockout still wants: 1 the service press, 2 the acknowledge
 
 
 def _command(node: Node, world: World) -> tuple[Command | None, str]:
@@ -177,11 +177,15 @@ def _lines(node: Node, world: World) -> Lines:
     return LINES._replace(
         kill_ok=world.chain != "kill-switch open",
         tamper_ok=world.chain != "tamper",
-        reset_pressed=world.reset,
+        reset_pressed=bool(world.reset),
         interlocks=0xFF if world.interlocks == "closed" else 0xF7,
         fb_neg=seen.neg,
         fb_pos=seen.pos,
         fb_pre=seen.pre,
+        out_neg=node.memory.coils.neg,
+        out_pos=node.memory.coils.pos,
+        out_pre=node.memory.coils.pre,
+        loops_age_ms=min(world.dt_ms, 100.0),
     )
 
 
@@ -198,13 +202,16 @@ def _bms(node: Node, world: World) -> Bms:
     return Bms(
         2, 100.0, 1200.0, _current_a(node, world), soc, soc, soc, 100.0, top, bottom, (top + bottom) / 2, 0, 1,
         hot, 25.0, 2, 3, limit_a, limit_a, 2000.0, 0, 0, 0, 0, 0, 4, world.bms != "implausible", True,
+        0.0,
     )  # fmt: skip
 
 
 def _pcs(node: Node, world: World) -> Pcs:
     linked = node.memory.coils.pre or node.memory.coils.pos
     dc_v = (1200.0 if linked else 0.0) - (20.0 if world.link != "follows" else 0.0)
-    return Pcs(2, 100.0, dc_v, _current_a(node, world), 0.0, 50.0, 3 if world.pcs == "fault" else 2, 0, AH, AH, True)
+    return Pcs(
+        2, 100.0, dc_v, _current_a(node, world), 0.0, 50.0, 3 if world.pcs == "fault" else 2, 0, AH, AH, True, 0.0
+    )
 
 
 def inputs(node: Node, world: World) -> tuple[Inputs, str]:
@@ -213,7 +220,7 @@ def inputs(node: Node, world: World) -> tuple[Inputs, str]:
     return Inputs(
         _lines(node, world), _bms(node, world), 1e5 if world.bms == "stale" else 5.0,
         _pcs(node, world), 1e5 if world.pcs == "stale" else 5.0, command, 5000.0 if world.server == "silent" else 0.0,
-        GUARDS[world.guard], 0.0, WIDER if world.settings == "wider" else SETTINGS,
+        GUARDS[world.guard], 0.0, STORE, 0.0, CLOCK, 0.0, WIDER if world.settings == "wider" else SETTINGS,
         3 if world.cause == "trip" else 0, False,
     ), name  # fmt: skip
 
@@ -237,14 +244,17 @@ def _stay(state: State, ms: float) -> float:
 
 
 def _latches(now: latch.Latches) -> latch.Latches:
-    """One fault stands for all of its severity; the order of acknowledge and reset counts for trips only."""
-    trips = now.latched & TRIP_MASK
-    bits = (_STOP if now.latched & STOP_MASK else 0) | (_LOCK if now.latched & LOCKOUT_MASK else 0)
-    if not trips:
-        return latch.Latches(latched=bits)
-    acked = _TRIP if trips & ~now.acked == 0 else 0
-    reset = _TRIP if trips & ~now.reset == 0 else 0
-    return latch.Latches(latched=bits | _TRIP, acked=acked, reset=reset)
+    """One fault stands for all of its severity; what is acknowledged and pressed counts when it is so for all."""
+    latched = acked = reset = service = 0
+    for mask, bit in ((STOP_MASK, _STOP), (TRIP_MASK, _TRIP), (LOCKOUT_MASK, _LOCK)):
+        if not (of := now.latched & mask):
+            continue
+        latched |= bit
+        if bit != _STOP:
+            acked |= bit if of & ~now.acked == 0 else 0
+        reset |= bit if bit == _TRIP and of & ~now.reset == 0 else 0
+        service |= bit if bit == _LOCK and of & ~now.service == 0 else 0
+    return latch.Latches(latched=latched, acked=acked, reset=reset, service=service)
 
 
 def _rate(c: float) -> float:
@@ -317,13 +327,34 @@ def _sequence(m: Memory) -> contactors.Sequence:
 KNOWN = {
     "state", "in_state_ms", "now_ms", "settings", "offered", "latches", "sequence", "coils", "coils_ms", "delta", "law",
     "limits", "demand_a", "expected_a", "wishes", "finished", "ack_count", "pressed_ms", "ceiling_ms", "tail_ms",
-    "under_load", "balance_over",
+    "under_load", "inrush", "balance_over", "loops", "chatter", "wear",
 }  # fmt: skip
 """Fields of the memory that `canonical` knows; a new one has to be given its classes there first."""
 
 
+def held(node: Node, world: World) -> Node:
+    """The node as it is after RESET was held, with nothing else happening, until just before the service press."""
+    if world.reset != "held":
+        return node
+    return node._replace(memory=node.memory._replace(pressed_ms=SERVICE_PRESS_MS - SCAN_MS / 2))
+
+
+def _settled_loops() -> loops.LoopMemory:
+    memory = loops.LoopMemory()
+    for _ in range(5):
+        memory, _judged = loops.judge(memory, LINES.loops_ma, LINES.loops_age_ms, SETTINGS, 0.0, SCAN_MS)
+    return memory
+
+
+_LOOPS = _settled_loops()
+"""The loops never change here: what they do to a rack they do through a fault, and one stands for all."""
+
+
 def canonical(m: Memory, command: str) -> Memory:
-    """The representative of the memory's class."""
+    """The representative of the memory's class.
+
+    That RESET is held matters only where something waits for a press: one that comes in the scan of its cause is void.
+    """
     content = (Mode(COMMANDS[command][0]), *COMMANDS[command][1:])
     finished = m.finished if m.finished is None or m.finished == (content[0], content[1], *content[2:]) else None
     rate = m.demand_a / AH
@@ -345,9 +376,10 @@ def canonical(m: Memory, command: str) -> Memory:
         wishes=_wishes(m.wishes, command),
         finished=finished,
         ack_count=0 if m.ack_count >= 0 else -1,
-        pressed_ms=20.0 if m.pressed_ms >= 20.0 else 0.0,
+        pressed_ms=20.0 if m.pressed_ms >= 20.0 and m.latches.latched & SAVED_MASK else 0.0,
         ceiling_ms=1000.0 if m.ceiling_ms >= 1000.0 else 0.0,
         tail_ms=5000.0 if m.tail_ms >= 5000.0 else 0.0,
+        loops=_LOOPS,
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from statemachine import detect
 from statemachine.contactors import COILS, Coils, Phase
-from statemachine.core import RESET_PRESS_MS, Memory
+from statemachine.core import RESET_PRESS_MS, SERVICE_PRESS_MS, Memory
 from statemachine.faults import LOCKOUT_MASK, SEVERE_MASK, TRIP_MASK
 from statemachine.settings import Settings, narrowed
 from statemachine.signals import Inputs, Mode, Outputs
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 def witness(s: Step, command: str) -> Node:
     """What the witness remembers after the step."""
     active, o = s.out.faults_active, s.out
-    owes_ack, owes_reset = s.node.owes_ack, s.node.owes_reset
+    owes_ack, owes_reset, locked = s.node.owes_ack, s.node.owes_reset, s.node.locked
     if active & SEVERE_MASK or (o.faults_latched and o.state in SEVERE and s.was.state not in SEVERE):
         owes_ack = o.state in SEVERE or owes_ack
     elif s.world.ack and s.inputs.command is not None:
@@ -58,10 +58,15 @@ def witness(s: Step, command: str) -> Node:
         owes_reset = owes_ack = True
     elif s.world.reset and s.was.pressed_ms < RESET_PRESS_MS <= s.after.pressed_ms:
         owes_reset = False
+    if active & LOCKOUT_MASK:
+        locked = 3
+    else:
+        pressed = s.world.reset and s.was.pressed_ms < SERVICE_PRESS_MS <= s.after.pressed_ms
+        locked &= ~(bool(pressed) | 2 * bool(s.world.ack and s.inputs.command is not None))
     void = max(_void(s), bool(o.faults_latched))
     if not {o.state, s.was.state}.isdisjoint(VOIDING):
         void = 2
-    return Node(s.after, command, void, owes_ack, owes_reset)
+    return Node(s.after, command, void, owes_ack, owes_reset, locked)
 
 
 def command_is_new(s: Step) -> bool:
@@ -91,10 +96,13 @@ def _chain(s: Step) -> str | None:
 
 def _after_a_fault(s: Step) -> str | None:
     o, after = s.out, witness(s, "")
-    if s.was.latches.latched & LOCKOUT_MASK and o.state not in (State.LOCKOUT, State.EMERGENCY_STOP, State.STOPPING):
+    if o.faults_latched & LOCKOUT_MASK and o.state not in (State.LOCKOUT, State.EMERGENCY_STOP, State.STOPPING):
         return "2: a lockout was left"
+    if s.was.latches.latched & ~o.faults_latched & LOCKOUT_MASK and after.locked:
+        return "2: a lockout was cleared without its service press and acknowledge"
     if s.was.state in SEVERE and o.state not in SEVERE:
-        if after.owes_ack or (s.was.state is State.EMERGENCY_STOP and after.owes_reset):
+        owes_ack = after.owes_ack and s.was.state is not State.LOCKOUT  # that one is watched above
+        if owes_ack or (s.was.state is State.EMERGENCY_STOP and after.owes_reset):
             return "2: a fault was left without its acknowledge, or a trip without the reset"
         if o.faults_latched:
             return "2: a fault was left while latched"

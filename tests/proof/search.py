@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, NamedTuple
 
 from statemachine.cmf import Cmf
 from statemachine.core import Core, Memory
-from statemachine.faults import LOCKOUT_MASK, names
+from statemachine.faults import names
 from statemachine.states import OPEN, State
 from statemachine.table import TABLE, Row
 
@@ -45,6 +50,7 @@ class Walker:
 
     def step(self, node: Node, world: World) -> tuple[promises.Step, Node]:
         """One scan and the canonical node after it."""
+        node = plant.held(node, world)
         inputs, command = plant.inputs(node, world)
         self.core.memory = node.memory
         out = self.core.step(inputs, world.dt_ms)
@@ -93,55 +99,115 @@ def worlds_of(node: Node, worlds: Iterable[World]) -> Iterable[World]:
 HEALING = (
     HEALTHY, HEALTHY._replace(command="OFF"), HEALTHY._replace(ack=True), HEALTHY._replace(reset=True),
     HEALTHY._replace(dt_ms=plant.WHILE_MS), HEALTHY._replace(reset=True, dt_ms=plant.WHILE_MS),
+    HEALTHY._replace(reset="held"),
 )  # fmt: skip
 
 
-def search(
-    worlds: list[World], pairs: list[World], limit: int, table: tuple[Row, ...] = TABLE,
-    tell: Callable[[Found], None] = lambda _: None, listed: bool = True,
-) -> Found:  # fmt: skip
-    """Explores until nothing new is found, a promise breaks, or `limit` nodes were expanded."""
-    walker, found, began_s = Walker(table), Found(), time.monotonic()
-    start = Node(Memory())
-    found.came[start] = None
-    todo = [start]
-    singles = set(worlds)
-    every = [*worlds, *(w for w in HEALING if w not in singles), *(w for w in pairs if w not in singles)]
-    for node in todo:
-        if found.expanded >= limit:
-            break
-        found.expanded += 1
-        for world in worlds_of(node, every):
-            step, after = walker.step(node, world)
-            found.steps += 1
+class Expansion(NamedTuple):
+    """What one node leads to."""
+
+    steps: int
+    broken: str
+    at: World | None
+    ways: set[tuple[str, str]]  # (way, input that leads there)
+    after: dict[Node, World]  # new classes and the first input that leads there
+    home: set[Node]  # those that healthy inputs lead to
+
+
+class Expander:
+    """Tries every input on a node; made once a process."""
+
+    def __init__(self, worlds: list[World], pairs: list[World], table: tuple[Row, ...], listed: bool) -> None:
+        self._walker, self._singles = Walker(table), set(worlds) if listed else set()
+        known = set(worlds)
+        self._every = [*worlds, *(w for w in (*HEALING, *pairs) if w not in known)]
+
+    def __call__(self, node: Node) -> Expansion:
+        made = Expansion(0, "", None, set(), {}, set())
+        steps = 0
+        for world in worlds_of(node, self._every):
+            step, after = self._walker.step(node, world)
+            steps += 1
             if what := promises.broken(step):
-                found.broken, found.at = what, (node, world)
-                found.seconds = time.monotonic() - began_s
-                return found
-            if listed and world in singles and (text := _way(step)):
-                found.changes.setdefault(text, set()).add(plant.said(world))
+                return made._replace(steps=steps, broken=what, at=world)
+            if world in self._singles and (text := _way(step)):
+                made.ways.add((text, plant.said(world)))
             if any(getattr(world, name) != getattr(HEALTHY, name) for name in PROBES):
                 continue
             if world in HEALING:
-                found.home.setdefault(after, set()).add(node)
-            if after not in found.came:
-                found.came[after] = (node, world)
-                todo.append(after)
-        tell(found)
+                made.home.add(after)
+            made.after.setdefault(after, world)
+        return made._replace(steps=steps)
+
+
+_expander: Expander
+
+
+def _begin(*of: Any) -> None:
+    global _expander
+    _expander = Expander(*of)
+
+
+def _expand(node: Node) -> Expansion:
+    return _expander(node)
+
+
+def search(
+    worlds: list[World], pairs: list[World], limit: int, table: tuple[Row, ...] = TABLE, listed: bool = True,
+    processes: int = 1,
+) -> Found:  # fmt: skip
+    """Explores level by level until nothing new is found, a promise breaks, or `limit` nodes were expanded."""
+    found, began_s = Found(), time.monotonic()
+    start = Node(Memory())
+    found.came[start] = None
+    with ExitStack() as stack:
+        if processes > 1:
+            pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (worlds, pairs, table, listed))
+            run: Callable[..., Iterable[Expansion]] = partial(stack.enter_context(pool).map, _expand, chunksize=4)
+        else:
+            run = partial(map, Expander(worlds, pairs, table, listed))
+        level = [start]
+        while level and not found.broken and found.expanded < limit:
+            level = level[: limit - found.expanded]
+            pairs_of = zip(level, run(level), strict=True)
+            level = [new for node, made in pairs_of for new in _join(found, node, made)]
     found.seconds = time.monotonic() - began_s
     return found
 
 
+def _here(node: Node) -> Node:
+    """The same class as this process knows it: a nan that came from another one is not the nan of here."""
+    return node._replace(memory=plant.canonical(node.memory, node.command))
+
+
+def _join(found: Found, node: Node, made: Expansion) -> list[Node]:
+    """Books one expansion; the classes that are new."""
+    made = made._replace(after={_here(n): world for n, world in made.after.items()}, home={*map(_here, made.home)})
+    found.expanded += 1
+    found.steps += made.steps
+    if found.broken:
+        return []
+    if made.broken and made.at:
+        found.broken, found.at = made.broken, (node, made.at)
+        return []
+    for way_, said in made.ways:
+        found.changes.setdefault(way_, set()).add(said)
+    for after in made.home:
+        found.home.setdefault(after, set()).add(node)
+    new = [after for after in made.after if after not in found.came]
+    found.came |= {after: (node, made.after[after]) for after in new}
+    return new
+
+
 def dead_ends(found: Found) -> list[Node]:
-    """Nodes without a lockout from which healthy inputs and acknowledgement do not lead to ISOLATED."""
+    """Nodes from which healthy inputs, RESET, service press and acknowledge do not lead to ISOLATED."""
     todo = [n for n in found.came if n.memory.state is State.ISOLATED and not n.memory.latches.latched]
     seen = set(todo)
     for node in todo:
         for before in found.home.get(node, set()) - seen:
             seen.add(before)
             todo.append(before)
-    locked = {n for n in found.came if n.memory.latches.latched & LOCKOUT_MASK}
-    return [n for n in found.came if n not in seen and n not in locked]
+    return [n for n in found.came if n not in seen]
 
 
 def way(found: Found, edge: Edge) -> list[Edge]:
