@@ -1,0 +1,172 @@
+"""What must be known after a power cut, in two slots: `saved.a` and `saved.b` in the state directory.
+
+A slot is magic, sequence, length, JSON padded to a fixed size, crc32. Saves alternate between the slots and are on the
+disk before `save` returns, so a cut at any byte of one leaves the other. A slot is made whole beside its place and
+renamed into it; later saves overwrite it in place, which changes no size and so costs no more than its own block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+_MAGIC = b"EMSSAVE1"
+_HEAD = struct.Struct("<8sQI")  # magic, sequence, length of the payload
+_CRC = struct.Struct("<I")
+_SLOTS = ("saved.a", "saved.b")
+_SLOT_BYTES = 512  # one sector; the longest payload has 270 bytes
+_PAYLOAD_BYTES = _SLOT_BYTES - _HEAD.size - _CRC.size
+_LARGEST = 2**63 - 1
+
+
+class Saved(NamedTuple):
+    """What the controller must not forget."""
+
+    faults_latched: int  # bits of latched TRIP and LOCKOUT faults
+    cycles: int  # contactor operations, lifetime
+    opened_under_load: int
+    closed_under_load: int
+    precharges: int
+    closing_level: float  # of statemachine.wear.Wear
+    precharge_level: float
+
+
+_KINDS = get_type_hints(Saved)
+
+
+class Loaded(NamedTuple):
+    saved: Saved | None  # None: never written, or damaged
+    damaged: bool  # there are slots, but none is valid
+
+
+class _Slot(NamedTuple):
+    path: Path
+    raw: bytes | None  # None: no such file
+    sequence: int  # 0: not valid
+    saved: Saved | None
+
+
+def load(directory: Path) -> Loaded:
+    """The last saved state. A slot that cannot be read counts as damaged."""
+    slots = _slots(directory)
+    saved = max(slots, key=lambda slot: slot.sequence).saved
+    return Loaded(saved, saved is None and any(slot.raw is not None for slot in slots))
+
+
+class Store:
+    """Saves into `directory`, which is made when it is missing. Use from one process only."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._older: _Slot | None = None
+        self._sequence = 0
+
+    def save(self, saved: Saved) -> None:
+        """Returns when `saved` is on the disk; what was saved before is kept until then.
+
+        Raises OSError when it cannot be written; ValueError when a value is negative, not finite or above 2**63 - 1.
+        """
+        _checked(saved)
+        older, self._older = self._older or self._settled(), None
+        _write(older, _encoded(self._sequence + 1, saved))
+        self._sequence += 1
+        self._older = _slot(self._directory / _SLOTS[older.path.name == _SLOTS[0]])
+
+    def _settled(self) -> _Slot:
+        """The slot to be overwritten first, once the other is on the disk for certain.
+
+        A predecessor may have been killed, or told of a failing disk, after it wrote the newer slot and before data
+        and name were on the disk: what is read back is then memory, and a cut while the other is overwritten would
+        leave nothing.
+        """
+        made_directory(self._directory)
+        older, newer = sorted(_slots(self._directory), key=lambda slot: slot.sequence)
+        if newer.raw is not None and newer.saved is not None:
+            _write(newer, newer.raw)
+            sync_directory(self._directory)
+        self._sequence = newer.sequence
+        return older
+
+
+def made_directory(directory: Path) -> None:
+    """Makes `directory` when it is missing, and is certain of it on the disk. Raises OSError."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        sync_directory(directory.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Puts the names in `directory` on the disk. Raises OSError."""
+    with _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
+
+
+def _slots(directory: Path) -> list[_Slot]:
+    return [_slot(directory / name) for name in _SLOTS]
+
+
+def _slot(path: Path) -> _Slot:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return _Slot(path, None, 0, None)
+    except OSError:
+        return _Slot(path, b"", 0, None)
+    try:
+        return _Slot(path, raw, *_decoded(raw))
+    except (struct.error, ValueError, TypeError, KeyError):
+        return _Slot(path, raw, 0, None)
+
+
+def _encoded(sequence: int, saved: Saved) -> bytes:
+    payload = json.dumps(saved._asdict(), separators=(",", ":")).encode().ljust(_PAYLOAD_BYTES)
+    body = _HEAD.pack(_MAGIC, sequence, _PAYLOAD_BYTES) + payload
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def _decoded(raw: bytes) -> tuple[int, Saved]:
+    """Raises struct.error, ValueError, TypeError or KeyError when `raw` is no slot."""
+    magic, sequence, length = _HEAD.unpack_from(raw)
+    (crc,) = _CRC.unpack_from(raw, _HEAD.size + length)
+    body = raw[: _HEAD.size + length]
+    if magic != _MAGIC or sequence < 1 or zlib.crc32(body) != crc:
+        raise ValueError("not a slot")
+    found = json.loads(body[_HEAD.size :])
+    return sequence, _checked(Saved(**{name: found[name] for name in Saved._fields}))
+
+
+def _checked(saved: Saved) -> Saved:
+    for (name, kind), value in zip(_KINDS.items(), saved, strict=True):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not 0 <= value <= _LARGEST:
+            raise ValueError(f"{name} is {value!r}; allowed is {kind.__name__} from 0 to {_LARGEST}; nothing was saved")
+    return saved
+
+
+def _write(slot: _Slot, raw: bytes) -> None:
+    """In place when the slot has its full size, else whole beside it and renamed."""
+    whole = slot.raw is not None and len(slot.raw) == len(raw)
+    path = slot.path if whole else slot.path.with_name(slot.path.name + ".new")
+    with _opened(path, os.O_WRONLY | (0 if whole else os.O_CREAT | os.O_TRUNC)) as fd:
+        if os.pwrite(fd, raw, 0) < len(raw):
+            raise OSError(0, "disk full, only a part was written", str(path))
+        os.fdatasync(fd)
+    if not whole:
+        os.replace(path, slot.path)
+        sync_directory(slot.path.parent)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o640)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
