@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from .board import INPUTS, OUTPUTS, BoardError
 from .gpiochip import Bias, Device, Where
 from .loops import LOOPS
+from .watchdog import SHORTEST_S
 
 T = TypeVar("T")
 Converter = Literal["ads1115", "mcp3208"]
@@ -26,6 +27,7 @@ _SHIPPED = Path(__file__).parent / "boards"
 _MAY_BE_ABSENT = re.compile(r"interlock_[1-8]|led_\w+")
 _LARGEST_LINE = 1023
 _LARGEST_DEBOUNCE_US = 50_000
+_LONGEST_WATCHDOG_S = 300
 ADS1115_RANGES_V = (6.144, 4.096, 2.048, 1.024, 0.512, 0.256)
 """Programmable full-scale ranges, ADS111x data sheet SBAS444, table 8-3."""
 MUST_SEE_MA = 21.0 * 1.02
@@ -62,6 +64,13 @@ class LoopSpec(NamedTuple):
     shunt_ohm: float
 
 
+class WatchdogSpec(NamedTuple):
+    """The machine's hardware watchdog."""
+
+    device: str
+    timeout_s: int
+
+
 @dataclass(frozen=True, slots=True)
 class BoardFile:
     """A checked board file. The bench has no chips: its lines are the simulator's."""
@@ -76,6 +85,7 @@ class BoardFile:
     absent: frozenset[str]
     adcs: Mapping[str, AdcSpec]
     loops: Mapping[int, LoopSpec]
+    watchdog: WatchdogSpec | None
 
 
 class _Table:
@@ -152,9 +162,10 @@ def shipped() -> str:
 def _board(path: Path, top: _Table) -> BoardFile:
     is_bench = top.one_of("kind", ("gpiochip", "bench")) == "bench"
     title, _ = top.text("title"), top.texts("sources")
+    watchdog = _watchdog(top.table("watchdog"))
     if is_bench:
-        top.end("kind, title, sources")
-        return BoardFile(path, title, True, {}, {}, {}, {}, frozenset(), {}, {})
+        top.end("kind, title, sources, watchdog")
+        return BoardFile(path, title, True, {}, {}, {}, {}, frozenset(), {}, {}, watchdog)
     absent = _absent(top)
     chips = _chips(top.table("chips"))
     edges = tuple(line.name for line in INPUTS if line.edges)
@@ -164,8 +175,16 @@ def _board(path: Path, top: _Table) -> BoardFile:
     _no_line_twice(path, inputs, guard_inputs, outputs)
     adcs = _adcs(top.table("adcs"))
     loops = _loops(top.table("loops"), adcs)
-    top.end("kind, title, sources, absent, chips, inputs, guard_inputs, outputs, adcs, loops")
-    return BoardFile(path, title, False, chips, inputs, guard_inputs, outputs, absent, adcs, loops)
+    top.end("kind, title, sources, absent, chips, inputs, guard_inputs, outputs, adcs, loops, watchdog")
+    return BoardFile(path, title, False, chips, inputs, guard_inputs, outputs, absent, adcs, loops, watchdog)
+
+
+def _watchdog(table: _Table) -> WatchdogSpec | None:
+    if not table.names:
+        return None
+    found = WatchdogSpec(table.text("device"), table.whole("timeout_s", SHORTEST_S, _LONGEST_WATCHDOG_S))
+    table.end("device, timeout_s")
+    return found
 
 
 def _absent(top: _Table) -> frozenset[str]:

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 def findings(board: BoardFile) -> Iterator[Finding]:
-    """Chips, then lines, then converters."""
+    """Chips, then lines, then converters, then the watchdog."""
     chips: dict[str, tuple[Path, int]] = {}
     for name, wanted in board.chips.items():
         try:
@@ -42,6 +42,8 @@ def findings(board: BoardFile) -> Iterator[Finding]:
                 yield _line(f"{kind} {name}", spec, *chips[spec.chip])
     for name, adc in board.adcs.items():
         yield _converter(f"converter {name}", adc)
+    if board.watchdog:
+        yield _watchdog(board.watchdog.device)
 
 
 def _line(what: str, spec: LineSpec, path: Path, lines: int) -> Finding:
@@ -54,6 +56,12 @@ def _line(what: str, spec: LineSpec, path: Path, lines: int) -> Finding:
     if info.used and info.consumer not in _OURS:
         return Finding(what, "", f"{path} line {spec.offset} is held by {info.consumer or 'another driver'}")
     return Finding(what, f"{path} line {spec.offset}, {'held by ' + info.consumer if info.used else 'free'}")
+
+
+def _watchdog(device: str) -> Finding:
+    """It is not opened: that would start it."""
+    there = Path(device).exists()
+    return Finding("watchdog", device, "" if there else f"{device} does not exist; load its kernel driver")
 
 
 def _converter(what: str, spec: AdcSpec) -> Finding:

@@ -1,12 +1,13 @@
 """The guard: a second, independent channel above the controller.
 
-It waits in poll() for edges of the kill-switch and the tamper contact and, every tick, for the controller's heartbeat.
-It owns two outputs in series with all contactor coils: safe-enable, dropped at once on an edge or on a late heartbeat,
-and alive, a pulse train for a retriggerable relay that falls out within 100 ms when the guard itself dies or hangs. It
-arms by itself once, at power-up; after any trip only the physical reset arms it again.
+It waits for edges of the kill-switch and the tamper contact and, every tick, for the controller's heartbeat. It owns
+two outputs in series with all contactor coils: safe-enable, dropped at once on an edge or on a late heartbeat, and
+alive, a pulse train for a retriggerable relay that falls out within 100 ms when the guard itself dies or hangs. It arms
+by itself once, at power-up; after any trip only the physical reset arms it again. It alone pets the watchdog.
 
-The heartbeat is counted in ticks of the guard, not in time: when the whole machine stands still for a moment, the
-guard stood still as well and counts one tick.
+The heartbeat is counted in ticks of the guard, not in time: when the whole machine stands still for a moment, the guard
+stood still as well and counts one tick. An edge is answered from the levels, at gpiozero's pins and not its devices,
+before the edges themselves are taken: 40 us sooner.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import sys
 from time import monotonic_ns
 
 from drivers.board import Board, open_board
+from drivers.board_file import WatchdogSpec, load
 from statemachine.signals import GuardTrip
 
 from . import image
 from .realtime import pending_stop, prepare
+from .watchdog import Keeper
 
 PRIORITY = 90
 TICK_NS = 2_500_000
@@ -28,31 +31,30 @@ PUBLISH_TICKS = 4
 RESET_TICKS = 8  # a press stands for 20 ms, as the controller's does: a scan cannot miss what lies between
 STALL_NS = 100_000_000  # the alive relay falls out in a longer gap: from then on only the reset arms
 LATE_PERIODS = 2.5  # of the scan; with one tick of granularity this is within 3
-_TICKS_PER_MS = 1_000_000 / TICK_NS
 _TRIPS = {"kill_switch": GuardTrip.KILL_SWITCH, "tamper": GuardTrip.TAMPER}
 
 
 class Guard:
     """`edges()` when the line fd is readable, `tick()` every TICK_NS."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, watchdog: WatchdogSpec | None = None) -> None:
         self.files = image.writer("guard")
         self._board, self._section, self._log = board, self.files["guard"], image.EventLog(self.files["events"])
         before = image.GUARD.unpack(last) if (last := self._section.last()) else None
         self._control = image.View(image.CONTROL, "controller", "control")
-        self._safe, self._alive = board.outputs["safe_enable"], board.outputs["alive"]
-        self._kill, self._tamper = board.inputs["kill_switch"], board.inputs["tamper"]
-        self._reset = board.inputs["reset_button"]
-        fresh = before is None or before.trip == GuardTrip.START
-        self._armed, self._trip = False, GuardTrip.START if fresh else GuardTrip.GUARD_RESTARTED
+        self._safe, self._alive = (board.outputs[name].pin for name in ("safe_enable", "alive"))
+        self._chain = tuple((board.inputs[name].pin, why) for name, why in _TRIPS.items())
+        self._reset = board.inputs["reset_button"].pin
+        self._watchdog = Keeper(watchdog, image.state_directory(), lambda text: self._log.add(0, text=text))
+        self._trip = GuardTrip.GUARD_RESTARTED if before and before.trip != GuardTrip.START else GuardTrip.START
         self._resets = before.resets if before else 0
-        left = self._control.refresh()
-        self._scan, self._silent_ticks, self._beating = left.scan if left else 0, 1 << 30, False
-        self._pressed_ticks = RESET_TICKS if self._reset.value else 0
-        self._ticks, self._ticked_ns = 0, monotonic_ns()
+        self._scan = left.scan if (left := self._control.refresh()) else 0
+        self._armed, self._beating, self._silent_ticks = False, False, 1 << 30
+        self._ticks, self._ticked_ns, self._pressed_ticks = 0, monotonic_ns(), RESET_TICKS if self._reset.state else 0
 
     def edges(self) -> None:
         """Kernel edges since the last call. A falling kill or tamper edge trips, however short it was."""
+        self._levels()
         for edge in self._board.edges():
             if not edge.level and edge.line in _TRIPS:
                 self._drop(_TRIPS[edge.line])
@@ -60,23 +62,25 @@ class Guard:
     def tick(self) -> None:
         """Levels, heartbeat, reset, alive pulse."""
         now_ns = monotonic_ns()
-        if now_ns - self._ticked_ns > STALL_NS:
+        if stalled := now_ns - self._ticked_ns > STALL_NS:
             self._drop(GuardTrip.GUARD_STALLED)
         self._ticked_ns = now_ns
         self._heartbeat()
-        for name, why in _TRIPS.items():
-            if not self._board.inputs[name].value:
-                self._drop(why)
-        self._pressed_ticks = self._pressed_ticks + 1 if self._reset.value else 0
-        if self._pressed_ticks == RESET_TICKS:
-            self._resets += 1
+        self._levels()
+        self._pressed_ticks = self._pressed_ticks + 1 if self._reset.state else 0
+        self._resets += self._pressed_ticks == RESET_TICKS
+        if self._pressed_ticks == RESET_TICKS or self._trip is GuardTrip.START:
             self._arm()
-        elif self._trip is GuardTrip.START:
-            self._arm()
-        self._alive.value = not self._alive.value
+        self._alive.state = not self._alive.state
+        self._watchdog.tick(stalled)
         self._ticks += 1
         if self._ticks % PUBLISH_TICKS == 0:
             self._publish()
+
+    def _levels(self) -> None:
+        for pin, why in self._chain:
+            if not pin.state:
+                self._drop(why)
 
     def _heartbeat(self) -> None:
         control = self._control.refresh()
@@ -86,42 +90,41 @@ class Guard:
             self._drop(GuardTrip.CONTROLLER_RESTARTED)
         self._silent_ticks = self._silent_ticks + 1 if control.scan == self._scan else 0
         self._scan = control.scan
-        self._beating = self._silent_ticks < LATE_PERIODS * control.period_ms * _TICKS_PER_MS
+        self._beating = self._silent_ticks * TICK_NS < LATE_PERIODS * control.period_ms * 1_000_000
         if not self._beating:
             self._drop(GuardTrip.HEARTBEAT_LATE)
 
     def _drop(self, why: GuardTrip) -> None:
-        self._safe.value = False
+        self._safe.state = 0
         if self._armed:
             self._armed, self._trip = False, why
             self._publish()
             self._log.add(0, text=f"safe-enable off: {why.name}")
 
     def _arm(self) -> None:
-        if not self._armed and self._kill.value and self._tamper.value and self._beating:
+        if not self._armed and self._beating and all(pin.state for pin, _ in self._chain):
             self._armed, self._trip = True, GuardTrip.NONE
-            self._safe.value = True
+            self._safe.state = True
             self._publish()
             self._log.add(0, text="safe-enable on")
 
     def _publish(self) -> None:
-        kill_ok, tamper_ok = bool(self._kill.value), bool(self._tamper.value)
-        self._section.publish(image.GUARD.pack(self._armed, self._trip, kill_ok, tamper_ok, self._resets))
+        ok, dog = [pin.state for pin, _ in self._chain], self._watchdog
+        self._section.publish(image.GUARD.pack(self._armed, self._trip, *ok, self._resets, dog.state, dog.boot_reason))
 
     def farewell(self) -> None:
-        """Safe-enable off, no more pulses."""
+        """Safe-enable off, no more pulses, no reset of the machine."""
         self._drop(GuardTrip.HEARTBEAT_LATE)
-        self._safe.value = self._alive.value = False
+        self._safe.state = self._alive.state = False
+        self._watchdog.close()
 
 
 def run(guard: Guard, edge_fd: int) -> None:
     """Until SIGTERM."""
-    poller = select.poll()
-    poller.register(edge_fd, select.POLLIN)
     deadline = monotonic_ns() + TICK_NS
     while not pending_stop():
-        left_ms = (deadline - monotonic_ns()) / 1e6
-        if left_ms > 0 and poller.poll(left_ms):
+        left_s = (deadline - monotonic_ns()) / 1e9
+        if left_s > 0 and select.select((edge_fd,), (), (), left_s)[0]:
             guard.edges()
             continue
         guard.tick()
@@ -133,7 +136,7 @@ def main() -> int:
     """Process entry."""
     try:
         board = open_board("guard", image.run_directory())
-        guard = Guard(board)
+        guard = Guard(board, load(os.environ.get("EMS_BOARD") or "bench").watchdog)
     except OSError as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
-"""A kernel of our own behind python-periphery: gpiochips, I2C buses and SPI devices at the level of their ioctls.
+"""A kernel of our own: gpiochips, I2C buses and SPI devices behind python-periphery, and watchdogs, at their ioctls.
 
 Device nodes are plain files in a directory; `fcntl.ioctl` is replaced, so that periphery itself runs unchanged. The
-numbers and structures are those of linux/gpio.h, linux/i2c-dev.h and linux/spi/spidev.h.
+numbers and structures are those of linux/gpio.h, linux/i2c-dev.h, linux/spi/spidev.h and linux/watchdog.h.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ GET_CHIP, GET_LINE_INFO, GET_LINE, GET_VALUES, SET_CONFIG, SET_VALUES = (
 )  # fmt: skip
 INPUT, OUTPUT, RISING, FALLING, ACTIVE_LOW = 0x4, 0x8, 0x10, 0x20, 0x2
 I2C_FUNCS, I2C_RDWR, SPI_MESSAGE = 0x705, 0x707, 0x40206B00
+GET_SUPPORT, GET_BOOT_STATUS, SET_TIMEOUT, GET_TIMEOUT = 0x80285700, 0x80045702, 0xC0045706, 0x80045707
 EVENT = struct.Struct("=QIIII24x")
 
 
@@ -59,6 +60,37 @@ class FakeChip:
             os.write(line.write_end, EVENT.pack(stamp_ns, 1 if level else 2, offset, 0, 0))
 
 
+@dataclass
+class FakeWatchdog:
+    """A watchdog's driver. What was written to the device is in its node."""
+
+    path: Path
+    options: int = 0x8180  # takes a time-out, pets and magic close
+    boot_status: int | None = 0  # None: the driver has no such call
+    longest_s: int | None = 300  # None: the time-out is fixed
+    timeout_s: int = 30
+
+    def written(self) -> bytes:
+        return self.path.read_bytes()
+
+    def ioctl(self, request: int, raw: memoryview) -> None:
+        if request == GET_SUPPORT:
+            struct.pack_into("=II32s", raw, 0, self.options, 1, b"fake")
+        elif request == GET_TIMEOUT:
+            struct.pack_into("=i", raw, 0, self.timeout_s)
+        elif request == GET_BOOT_STATUS and self.boot_status is not None:
+            struct.pack_into("=i", raw, 0, self.boot_status)
+        elif request == SET_TIMEOUT and self.longest_s is not None:
+            self._set(struct.unpack_from("=i", raw)[0])
+        else:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def _set(self, timeout_s: int) -> None:
+        if self.longest_s is None or timeout_s > self.longest_s:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.timeout_s = timeout_s
+
+
 I2cMessage = tuple[int, bool, bytes]
 I2cDevice = Callable[[list[I2cMessage]], list[bytes]]
 
@@ -72,6 +104,7 @@ class FakeKernel:
         self.chips: dict[str, FakeChip] = {}
         self.i2c: dict[str, I2cDevice] = {}
         self.spi: dict[str, Callable[[bytes], bytes]] = {}
+        self.watchdogs: dict[str, FakeWatchdog] = {}
         self._lines: dict[int, FakeLine] = {}
 
     def add_chip(self, label: str, lines: int, usb_serial: str = "") -> FakeChip:
@@ -86,6 +119,12 @@ class FakeKernel:
     def add_spi(self, name: str, device: Callable[[bytes], bytes]) -> Path:
         self.spi[name] = device
         return self._node("spidev", name, "")
+
+    def add_watchdog(self) -> FakeWatchdog:
+        name = f"watchdog{len(self.watchdogs)}"
+        (self.dev / name).touch()
+        made = self.watchdogs[name] = FakeWatchdog(self.dev / name)
+        return made
 
     def _node(self, kind: str, name: str, usb_serial: str) -> Path:
         (self.dev / name).touch()
@@ -106,6 +145,8 @@ class FakeKernel:
             self._line_ioctl(self._lines[fd], request, memoryview(arg).cast("B"))
         elif name in self.chips:
             self._chip_ioctl(self.chips[name], request, memoryview(arg).cast("B"))
+        elif name in self.watchdogs:
+            self.watchdogs[name].ioctl(request, memoryview(arg).cast("B"))
         elif request == I2C_FUNCS and name in self.i2c:
             arg[0] = 1
         elif request == I2C_RDWR and name in self.i2c:

@@ -191,7 +191,7 @@ class Machine:
 @pytest.fixture
 def board_path(kernel: FakeKernel, tmp_path: Path) -> Path:
     path = tmp_path / "mine.toml"
-    path.write_text(PIPLC.replace("/dev/i2c-1", str(kernel.dev / "i2c-1")))
+    path.write_text(PIPLC.replace("/dev/", f"{kernel.dev}/"))
     return path
 
 
@@ -200,15 +200,18 @@ def test_board_check_finds_everything_on_the_right_machine(
 ) -> None:
     machine = Machine(kernel)
     machine.add_adapters()
+    dog = kernel.add_watchdog()
     line = machine.pi.lines[24]
     line.used, line.consumer = True, "ems-controller"
     assert main(["--board-check", "--board", str(board_path)]) == 0
     text = capsys.readouterr().out
-    assert "board mine: nothing missing of 33" in text
+    assert "board mine: nothing missing of 34" in text
     assert "gpiochip0 line 24, held by ems-controller" in text
     assert re.search(r"chip pi +ok +.*gpiochip0, label 'pinctrl-bcm2711', 58 lines", text)
     assert machine.pi.lines[17].requests == 0
     assert machine.adc.conversions == 0
+    assert re.search(r"watchdog +ok +.*watchdog0", text)
+    assert dog.written() == b""
 
 
 def test_board_check_lists_what_is_missing_and_exits_1(
@@ -225,7 +228,8 @@ def test_board_check_lists_what_is_missing_and_exits_1(
     assert re.search(r"input fb_pos +MISSING .*has the lines 0 to 25, not 26", text)
     assert re.search(r"converter a +ok", text)
     assert re.search(r"converter b +MISSING ads1115 at 0x49 .*", text)
-    assert "board mine: 6 missing of 18" in text
+    assert re.search(r"watchdog +MISSING .*watchdog0 does not exist; load its kernel driver", text)
+    assert "board mine: 7 missing of 19" in text
 
 
 def test_board_check_of_a_wrong_file_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:

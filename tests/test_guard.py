@@ -7,22 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_kernel import FakeKernel, kernel
 
 from drivers.board import Board, Edge
+from drivers.board_file import WatchdogSpec
 from drivers.section import SectionFile
 from firmware import guard as module
 from firmware import image
 from firmware.guard import LATE_PERIODS, RESET_TICKS, STALL_NS, TICK_NS, Guard
-from statemachine.signals import GuardTrip
+from firmware.watchdog import PET_TICKS
+from statemachine import signals
+from statemachine.signals import BootReason, GuardTrip, WatchdogState
 
+__all__ = ["kernel"]
 PERIOD_MS = 10
 
 
 class Line:
-    """A gpiozero device as far as the guard uses one."""
+    """A gpiozero device and its pin as far as the guard uses them."""
 
-    def __init__(self, value: int) -> None:
-        self.value = value
+    def __init__(self, level: int) -> None:
+        self.state = level
+
+    @property
+    def pin(self) -> Line:
+        return self
 
 
 class World:
@@ -32,11 +41,14 @@ class World:
         self.inputs = {"kill_switch": Line(1), "tamper": Line(1), "reset_button": Line(0)}
         self.outputs = {"safe_enable": Line(0), "alive": Line(0)}
         self.pending: list[Edge] = []
+        self.seen: list[int] = []  # safe-enable whenever the edges were taken
         self.directory, self.now_ns, self.scan, self.beating = directory, 10**9, 0, True
         self.control: SectionFile | None = None
         self.guard: Guard | None = None
+        self.watchdog: WatchdogSpec | None = None
 
     def edges(self) -> list[Edge]:
+        self.seen.append(self.safe)
         taken, self.pending = self.pending, []
         return taken
 
@@ -49,7 +61,7 @@ class World:
     def start(self) -> World:
         """A guard process on these lines; the one before, if any, must have let go of its file."""
         self.control = self.control or image.writer("controller", self.directory)
-        self.guard = Guard(self.board())
+        self.guard = Guard(self.board(), self.watchdog)
         return self
 
     def tick(self, count: int = 1) -> World:
@@ -70,17 +82,20 @@ class World:
 
     @property
     def safe(self) -> int:
-        return self.outputs["safe_enable"].value
+        return self.outputs["safe_enable"].state
 
-    def trip(self) -> GuardTrip:
+    def published(self) -> signals.Guard:
         found = image.reader("guard", "guard", self.directory).read()
         assert found is not None
-        return GuardTrip(image.GUARD.unpack(found.payload).trip)
+        return image.GUARD.unpack(found.payload)
+
+    def trip(self) -> GuardTrip:
+        return GuardTrip(self.published().trip)
 
     def press(self, ticks: int = RESET_TICKS) -> World:
-        self.inputs["reset_button"].value = 1
+        self.inputs["reset_button"].state = 1
         self.tick(ticks)
-        self.inputs["reset_button"].value = 0
+        self.inputs["reset_button"].state = 0
         return self.tick()
 
 
@@ -88,6 +103,7 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path)
     monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("EMS_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(module, "monotonic_ns", lambda: made.now_ns)
     yield made.start()
 
@@ -116,10 +132,27 @@ def test_an_edge_drops_safe_enable_before_the_next_tick_however_short_it_was(arm
 
 
 @pytest.mark.parametrize("line", ["kill_switch", "tamper"])
+def test_a_low_level_drops_safe_enable_before_the_edges_are_taken(armed: World, line: str) -> None:
+    assert armed.guard is not None
+    armed.inputs[line].state = 0
+    armed.guard.edges()
+    assert armed.seen[-1] == 0
+    assert armed.trip().name == line.upper()
+
+
+@pytest.mark.parametrize("line", ["kill_switch", "tamper", "reset_button"])
+def test_a_rising_edge_and_the_release_of_the_reset_drop_nothing(armed: World, line: str) -> None:
+    armed.pending = [Edge(line, 1, 1), *([Edge(line, 0, 2)] if line == "reset_button" else [])]
+    assert armed.guard is not None
+    armed.guard.edges()
+    assert armed.ms(100).safe == 1
+
+
+@pytest.mark.parametrize("line", ["kill_switch", "tamper"])
 def test_a_level_without_its_edge_drops_safe_enable_in_the_next_tick(armed: World, line: str) -> None:
-    armed.inputs[line].value = 0
+    armed.inputs[line].state = 0
     assert armed.tick().safe == 0
-    armed.inputs[line].value = 1
+    armed.inputs[line].state = 1
     assert armed.ms(1000).safe == 0
 
 
@@ -150,9 +183,9 @@ def _heartbeat_gone(w: World) -> None:
 
 
 def _kill(w: World) -> None:
-    w.inputs["kill_switch"].value = 0
+    w.inputs["kill_switch"].state = 0
     w.tick()
-    w.inputs["kill_switch"].value = 1
+    w.inputs["kill_switch"].state = 1
 
 
 @pytest.mark.parametrize("cause", [_heartbeat_gone, _kill])
@@ -168,15 +201,15 @@ def test_a_reset_that_is_shorter_than_two_scans_does_not_arm(armed: World) -> No
 
 
 def test_a_reset_with_the_cause_still_there_does_not_arm(armed: World) -> None:
-    armed.inputs["kill_switch"].value = 0
+    armed.inputs["kill_switch"].state = 0
     armed.tick()
     assert armed.press().safe == 0
-    armed.inputs["kill_switch"].value = 1
+    armed.inputs["kill_switch"].state = 1
     assert armed.ms(1000).safe == 0, "an old press does not count later"
 
 
 def test_a_stuck_reset_button_is_one_press(armed: World) -> None:
-    armed.inputs["reset_button"].value = 1
+    armed.inputs["reset_button"].state = 1
     armed.ms(100)
     _kill(armed)
     assert armed.ms(1000).safe == 0
@@ -192,14 +225,14 @@ def test_a_stall_in_which_the_alive_relay_fell_out_needs_the_reset(armed: World)
 
 def test_the_alive_pulse_goes_on_while_safe_enable_is_off(armed: World) -> None:
     _kill(armed)
-    levels = [armed.tick().outputs["alive"].value for _ in range(8)]
+    levels = [armed.tick().outputs["alive"].state for _ in range(8)]
     assert levels in ([0, 1] * 4, [1, 0] * 4)
 
 
 def test_a_guard_that_comes_back_does_not_arm_by_itself(armed: World) -> None:
     assert armed.guard is not None
     armed.guard.files.close()
-    armed.outputs["safe_enable"].value = 0
+    armed.outputs["safe_enable"].state = 0
     armed.start().ms(1000)
     assert armed.safe == 0
     assert armed.trip() is GuardTrip.GUARD_RESTARTED
@@ -211,7 +244,7 @@ def test_a_heartbeat_left_over_from_a_dead_controller_arms_nothing(tmp_path: Pat
     assert world.guard is not None
     world.guard.files.close()
     (tmp_path / "guard.img").unlink()
-    world.beating, world.outputs["safe_enable"].value = False, 0
+    world.beating, world.outputs["safe_enable"].state = False, 0
     world.start().ms(500)
     assert world.safe == 0
 
@@ -220,3 +253,44 @@ def test_an_orderly_end_takes_safe_enable_away(armed: World) -> None:
     assert armed.guard is not None
     armed.guard.farewell()
     assert armed.safe == 0
+
+
+@pytest.fixture
+def watched(tmp_path: Path, world: World, kernel: FakeKernel) -> World:
+    """A guard that begins on a board with a watchdog."""
+    world.ms(50)
+    assert world.guard is not None
+    world.guard.files.close()
+    (tmp_path / "guard.img").unlink()
+    world.watchdog = WatchdogSpec(str(kernel.add_watchdog().path), 20)
+    return world.start()
+
+
+def test_the_guard_pets_the_watchdog_once_a_second_and_says_so(watched: World, kernel: FakeKernel) -> None:
+    assert PET_TICKS * TICK_NS == 10**9
+    watched.ms(5000)
+    assert kernel.watchdogs["watchdog0"].written() == b"\0" * 5
+    assert watched.published().watchdog == WatchdogState.RUNNING
+    assert watched.published().boot_reason == BootReason.POWER
+
+
+def test_a_guard_that_stalls_again_and_again_does_not_pet_the_watchdog(watched: World, kernel: FakeKernel) -> None:
+    for _ in range(50):
+        watched.ms(900)
+        watched.now_ns += STALL_NS
+        watched.tick()
+    assert kernel.watchdogs["watchdog0"].written() == b""
+
+
+def test_an_orderly_end_disarms_the_watchdog(watched: World, kernel: FakeKernel) -> None:
+    assert watched.guard is not None
+    watched.guard.farewell()
+    assert kernel.watchdogs["watchdog0"].written() == b"V"
+
+
+def test_a_watchdog_that_cannot_be_used_keeps_no_guard_from_its_work(world: World, kernel: FakeKernel) -> None:
+    assert world.guard is not None
+    world.guard.files.close()
+    world.watchdog = WatchdogSpec(str(kernel.dev / "watchdog0"), 20)
+    assert world.start().ms(50).safe == 1
+    assert world.published().watchdog == WatchdogState.FAILED

@@ -307,6 +307,7 @@ def test_the_guard_drops_safe_enable_on_a_kernel_edge_however_short(
     rig: Rig, opened: Callable[[str], Board], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("EMS_STATE_DIR", str(tmp_path))
     control = image.writer("controller")["control"]
     control.publish(_heartbeat(1))
     rig.line(rig.file.guard_inputs["reset_button"]).level = 1
