@@ -1,4 +1,4 @@
-"""Points of a register map read and written by name, as any Modbus client does it: panel, site script, demo."""
+"""Points of a register map by name, and files, read and written as any Modbus client does it: tools, panel, demo."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import TracebackType
 from pymodbus.client import ModbusTcpClient
 from pymodbus.exceptions import ConnectionException, ModbusException
 from pymodbus.pdu import ModbusPDU
+from pymodbus.pdu.file_message import FileRecord, ReadFileRecordResponse
 
 from drivers.modbus.point import Point
 
@@ -21,6 +22,14 @@ logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
 class PointError(Exception):
     """No connection, no answer, or the answer was a refusal; the text says which, of whom and for which points."""
+
+
+class Refusal(PointError):
+    """The peer answered with Modbus exception `code`."""
+
+    def __init__(self, peer: str, what: str, code: int) -> None:
+        super().__init__(f"{peer} refused {what} with exception {code:02d}")
+        self.code = code
 
 
 class PointClient:
@@ -58,11 +67,21 @@ class PointClient:
         data = b"".join(point.encode(values[point.name]) for point in wanted)
         registers = [int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2)]
         first, unit = wanted[0].address, wanted[0].device_id
-        self._ask(lambda: self._client.write_registers(first, registers, device_id=unit), wanted)
+        self._ask(lambda: self._client.write_registers(first, registers, device_id=unit), _names(wanted))
+
+    def read_file(self, file: int, record: int, count: int, unit: int = 1) -> bytes:
+        """`count` registers (1..121) of a Modbus file, big-endian. Raises PointError."""
+        wanted = [FileRecord(file_number=file, record_number=record, record_length=2 * count)]
+        what = f"file {file} from record {record}"
+        answer = self._ask(lambda: self._client.read_file_record(wanted, device_id=unit), what)
+        parts = answer.records if isinstance(answer, ReadFileRecordResponse) else []
+        if len(parts) != 1 or len(parts[0].record_data) != 2 * count:
+            raise PointError(f"{self._peer} answered {what} with another length than {count} registers")
+        return parts[0].record_data
 
     def _read_run(self, run: list[Point]) -> dict[str, float]:
         first, count, unit = run[0].address, run[-1].end - run[0].address, run[0].device_id
-        answer = self._ask(lambda: self._client.read_holding_registers(first, count=count, device_id=unit), run)
+        answer = self._ask(lambda: self._client.read_holding_registers(first, count=count, device_id=unit), _names(run))
         if len(answer.registers) != count:
             raise PointError(f"{self._peer} answered {len(answer.registers)} registers instead of {count}")
         data = b"".join(register.to_bytes(2, "big") for register in answer.registers)
@@ -70,15 +89,14 @@ class PointClient:
             point.name: _numeric(point, data[2 * (point.address - first) : 2 * (point.end - first)]) for point in run
         }
 
-    def _ask(self, request: Callable[[], ModbusPDU], points: Iterable[Point]) -> ModbusPDU:
-        what = ", ".join(point.name for point in points)
+    def _ask(self, request: Callable[[], ModbusPDU], what: str) -> ModbusPDU:
         try:
             answer = self._answer(request)
         except (ModbusException, OSError) as error:
             self.close()
             raise PointError(f"no answer from {self._peer} for {what}: {error}") from error
         if answer.isError():
-            raise PointError(f"{self._peer} refused {what} with exception {getattr(answer, 'exception_code', 0):02d}")
+            raise Refusal(self._peer, what, getattr(answer, "exception_code", 0))
         return answer
 
     def _answer(self, request: Callable[[], ModbusPDU]) -> ModbusPDU:
@@ -97,6 +115,10 @@ def _numeric(point: Point, data: bytes) -> float:
     value = point.decode(data)
     assert not isinstance(value, str), point.name
     return value
+
+
+def _names(points: Iterable[Point]) -> str:
+    return ", ".join(point.name for point in points)
 
 
 def _runs(points: list[Point]) -> list[list[Point]]:

@@ -29,7 +29,21 @@ from statemachine.wishes import VOIDING
 
 from . import registers
 from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
-from .image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, EventLog, View, run_directory, writer
+from .freeze_files import FreezeFiles
+from .image import (
+    BMS,
+    CLOCK,
+    COMMAND,
+    GUARD,
+    LINKS,
+    PCS,
+    STATUS,
+    EventLog,
+    View,
+    run_directory,
+    state_directory,
+    writer,
+)
 from .registers import BASE, END, POINT, WSET_GROUP, Own, Row, Sources
 from .settings_codec import settings_from_json, settings_to_json
 from .sunspec import OpCtl, SetOp, WSetMode
@@ -37,7 +51,7 @@ from .sunspec import OpCtl, SetOp, WSetMode
 UNIT = 1
 TICK_S = 0.05
 """The command section is published this often at least; the controller judges our life by it."""
-STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0}
+STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0}
 """A section older than this reads "not implemented"; without a fresh status no command is taken."""
 PRODUCT = "EMS-1"
 
@@ -179,9 +193,11 @@ class Appliance:
             "pcs": View(PCS, "aggregator", "pcs", directory),
             "links": View(LINKS, "aggregator", "links", directory),
             "guard": View(GUARD, "guard", "guard", directory),
+            "clock": View(CLOCK, "clock", "clock", directory),
         }
+        self._files = FreezeFiles(state_directory(), directory or run_directory())
         self._image = registers.image()
-        self._sources = Sources(None, None, None, None, None, None, Own(0, 0, 0))
+        self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
         self._beat_ns = monotonic_ns()
         self._resumed = False
@@ -190,7 +206,7 @@ class Appliance:
         self._config_error = self._require_heartbeat = False
         self._void_seq = -1  # CmdSeq of a command that the controller does not follow any more
         self._defaults: tuple[float, int] | None = None
-        self._update(own=Own(0, 0, 0))
+        self._update(own=Own(0, 0, 0, 0))
         registers.put(self._image, "Vr", version("ems-edge"))
         registers.put(self._image, "SN", platform.node())
 
@@ -244,6 +260,15 @@ class Appliance:
         self._refresh()
         return bytes(self._image[2 * (address - BASE) : 2 * (address - BASE + count)])
 
+    def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
+        """Freeze-frames; see freeze_files."""
+        try:
+            return self._files.read(file, record, count)
+        except LookupError as error:
+            raise ModbusError(2) from error
+        except OSError as error:
+            raise ModbusError(4) from error
+
     def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
         self._refresh()
         try:
@@ -260,7 +285,7 @@ class Appliance:
             self._beat_ns += (now_ns - self._beat_ns) // 1_000_000_000 * 1_000_000_000
             if self._sources.status is not None:
                 own = self._sources.own
-                self._update(own=own._replace(beat=(own.beat + 1) % _SEQUENCES))
+                self._update(own=own._replace(beat=(own.beat + 1) % _SEQUENCES, freeze_frames=self._files.count))
         self.publish()
 
     def publish(self) -> None:

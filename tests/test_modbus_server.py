@@ -15,6 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modbus_peers import Bank, served
+from pymodbus.client import ModbusTcpClient
+from pymodbus.pdu import ExceptionResponse
+from pymodbus.pdu.file_message import FileRecord, ReadFileRecordResponse
 from waiting import wait_until
 
 from drivers.modbus.adu import Adu, AduReader, FramingError, frame
@@ -35,6 +38,12 @@ def bank() -> Bank:
 @pytest.fixture(scope="module")
 def server(bank: Bank) -> Iterator[StrictServer]:
     with served(bank) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def file_server() -> Iterator[StrictServer]:
+    with served(FileBank()) as server:
         yield server
 
 
@@ -59,6 +68,17 @@ def ask(peer: socket.socket, pdu: str | bytes, unit: int = 1) -> str:
     pdu = bytes.fromhex(pdu) if isinstance(pdu, str) else pdu
     peer.sendall(struct.pack(">HHHB", 7, 0, len(pdu) + 1, unit) + pdu)
     return answers(peer, 1)[0].hex()
+
+
+class FileBank(Bank):
+    """Register n of file f is 256 f + n; file 7 is on a bad disk, file 9 has 20 registers, the others 10,000."""
+
+    def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
+        if file == 7:
+            raise ModbusError(4)
+        if file > 9 or record + count > (20 if file == 9 else 10_000):
+            raise ModbusError(2)
+        return struct.pack(f">{count}H", *((256 * file + n) & 0xFFFF for n in range(record, record + count)))
 
 
 def closed(peer: socket.socket, within_s: float = 2.0) -> bool:
@@ -295,6 +315,95 @@ def test_garbage_logs_nothing(caplog: pytest.LogCaptureFixture, server: StrictSe
     assert not [r for r in caplog.records if r.name.startswith("drivers")]
 
 
+def reference(file: int, record: int, count: int, kind: int = 6) -> bytes:
+    return struct.pack(">BHHH", kind, file, record, count)
+
+
+def file_request(*references: bytes, size: int | None = None) -> bytes:
+    body = b"".join(references)
+    return bytes((20, len(body) if size is None else size)) + body
+
+
+@pytest.mark.parametrize(
+    ("request_pdu", "answer"),
+    [
+        pytest.param(file_request(reference(1, 2, 2)), "14 06 05 06 0102 0103", id="one sub-request"),
+        pytest.param(
+            file_request(reference(4, 1, 1), reference(3, 9, 2)),
+            "14 0a 03 06 0401 05 06 0309 030a",
+            id="two files in one",
+        ),
+        pytest.param(file_request(reference(1, 9999, 1)), "14 04 03 06 280f", id="the last record"),
+        pytest.param(file_request(reference(9, 19, 1)), "14 04 03 06 0913", id="the last of a short file"),
+        pytest.param(file_request(), "94 03", id="byte count 0"),
+        pytest.param(b"\x14", "94 03", id="no byte count"),
+        pytest.param(file_request(reference(1, 2, 2)[:-1]), "94 03", id="byte count 6"),
+        pytest.param(file_request(reference(1, 2, 2), b"\6"), "94 03", id="byte count no multiple of 7"),
+        pytest.param(file_request(*[reference(1, 2, 1)] * 35, b"\6"), "94 03", id="byte count 246"),
+        pytest.param(file_request(reference(1, 2, 2), size=14), "94 03", id="byte count above what came"),
+        pytest.param(
+            file_request(reference(1, 2, 2), reference(1, 2, 2), size=7), "94 03", id="more than the byte count"
+        ),
+        pytest.param(file_request(reference(1, 2, 0)), "94 03", id="record length 0"),
+        pytest.param(file_request(reference(1, 2, 122)), "94 03", id="answer too long"),
+        pytest.param(file_request(*[reference(1, 2, 60)] * 2, reference(1, 0, 1)), "94 03", id="sum too long"),
+        pytest.param(file_request(reference(1, 2, 2, kind=5)), "94 02", id="reference type 5"),
+        pytest.param(file_request(reference(1, 2, 2), reference(1, 2, 2, kind=0)), "94 02", id="second type 0"),
+        pytest.param(file_request(reference(0, 2, 2)), "94 02", id="file 0"),
+        pytest.param(file_request(reference(1, 9999, 2)), "94 02", id="beyond record 9999"),
+        pytest.param(file_request(reference(1, 10_000, 1)), "94 02", id="record 10000"),
+        pytest.param(file_request(reference(9, 19, 2)), "94 02", id="beyond the end of the file"),
+        pytest.param(file_request(reference(12, 0, 1)), "94 02", id="file unknown"),
+        pytest.param(file_request(reference(1, 0, 1), reference(12, 0, 1)), "94 02", id="second file unknown"),
+        pytest.param(file_request(reference(7, 0, 1)), "94 04", id="disk error"),
+        pytest.param(bytes.fromhex("150906000100000001abcd"), "95 01", id="FC21 writes no file"),
+    ],
+)
+def test_file_records_are_answered_as_the_specification_draws_it(
+    file_server: StrictServer, request_pdu: bytes, answer: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", file_server.port), 2) as peer:
+        peer.settimeout(2)
+        assert ask(peer, request_pdu) == answer.replace(" ", "")
+        assert ask(peer, READ_1) == "030400000000", "the connection lives on"
+
+
+def test_the_longest_file_answer_fits_and_other_units_have_none(file_server: StrictServer) -> None:
+    with socket.create_connection(("127.0.0.1", file_server.port), 2) as peer:
+        assert len(ask(peer, file_request(reference(1, 0, 121)))) == 2 * (2 + 244)
+        assert len(ask(peer, file_request(*[reference(1, 0, 2)] * 35))) == 2 * (2 + 210)
+        assert ask(peer, file_request(reference(1, 0, 1)), unit=9) == "940b"
+
+
+def test_a_device_without_files_refuses_the_function(peer: socket.socket) -> None:
+    assert ask(peer, file_request(reference(1, 0, 1))) == "9401"
+
+
+def test_a_file_request_split_at_any_point_gets_the_same_answer() -> None:
+    adu = frame(3, 1, file_request(reference(1, 2, 2), reference(4, 0, 1)))
+    whole, _ = session(FileBank()).receive(adu)
+    assert whole[7:].hex() == "140a" + "050601020103" + "03060400"
+    for at in range(len(adu) + 1):
+        parts = session(FileBank())
+        assert parts.receive(adu[:at])[0] + parts.receive(adu[at:])[0] == whole
+
+
+def test_an_independent_client_reads_file_records(file_server: StrictServer) -> None:
+    client = ModbusTcpClient("127.0.0.1", port=file_server.port, timeout=2, retries=0)
+    wanted = [FileRecord(file_number=4, record_number=1, record_length=4), FileRecord(3, 9, b"", 240)]
+    answer = client.read_file_record(wanted, device_id=1)
+    assert isinstance(answer, ExceptionResponse)
+    assert answer.exception_code == 3
+    wanted[1] = FileRecord(file_number=3, record_number=9, record_length=220)
+    answer = client.read_file_record(wanted, device_id=1)
+    assert isinstance(answer, ReadFileRecordResponse)
+    assert [part.record_data for part in answer.records] == [
+        bytes.fromhex("04010402"),
+        struct.pack(">110H", *range(0x309, 0x309 + 110)),
+    ]
+    client.close()  # type: ignore[no-untyped-call]
+
+
 def test_a_port_in_use_is_an_error(server: StrictServer) -> None:
     with pytest.raises(OSError, match="in use"), served(Bank(), port=server.port):
         pass
@@ -341,7 +450,7 @@ _adu = st.builds(
     lambda tid, unit, code, body: frame(tid, unit, bytes((code,)) + body),
     st.integers(0, 0xFFFF),
     st.sampled_from([1, 1, 1, 0, 2, 255]),
-    st.one_of(st.sampled_from([3, 4, 6, 16, 23, 43]), st.integers(0, 255)),
+    st.one_of(st.sampled_from([3, 4, 6, 16, 20, 23, 43]), st.integers(0, 255)),
     st.binary(max_size=40),
 )
 
@@ -349,5 +458,6 @@ _adu = st.builds(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.one_of(_adu, _adu, st.binary(max_size=30)), max_size=8).map(b"".join))
 def test_any_bytes_give_well_formed_answers_or_a_closed_connection(stream: bytes) -> None:
-    received, alive = session().receive(stream)
-    well_formed(stream, received, alive)
+    for device in (Bank(), FileBank()):
+        received, alive = session(device).receive(stream)
+        well_formed(stream, received, alive)

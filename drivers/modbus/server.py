@@ -1,8 +1,8 @@
 """A strict Modbus TCP server: every request is answered in order, or the connection is closed. Nothing in between.
 
-FC 3 and 4 (the same map), 6, 16, 23 (writes before it reads) and 43/14; MODBUS Application Protocol V1.1b3. `Session`
-is the whole protocol without I/O; `serve` puts it on asyncio with bounds on connections, time and memory. Bad frames
-are counted, not logged.
+FC 3 and 4 (the same map), 6, 16, 20, 23 (writes before it reads) and 43/14; MODBUS Application Protocol V1.1b3.
+`Session` is the whole protocol without I/O; `serve` puts it on asyncio with bounds on connections, time and memory.
+Bad frames are counted, not logged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .adu import AduReader, FramingError, frame
 
@@ -26,6 +26,8 @@ _READ = struct.Struct(">BHH")
 _READ_ANSWER = struct.Struct(">HHHBBB")
 _WRITE_HEAD = struct.Struct(">BHHB")
 _READ_WRITE_HEAD = struct.Struct(">BHHHHB")
+_FILE_REFERENCE = struct.Struct(">BHHH")
+_FILE_TYPE, _FILE_RECORDS, _FILE_BYTES = 6, 10_000, 0xF5
 _RECEIVE_BYTES = 1024  # one turn serves at most this much of one client
 _SWEEP_S = 0.1
 
@@ -53,6 +55,14 @@ class Device(Protocol):
         """FC43/14 objects 0..6."""
 
 
+@runtime_checkable
+class FileDevice(Protocol):
+    """A device that also has files; one that has none answers FC20 with exception 01."""
+
+    def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
+        """`count` registers (at least 1) of file 1..65535 from `record` on, big-endian. Raises ModbusError."""
+
+
 @dataclass(slots=True)
 class Counters:
     """Since start."""
@@ -71,6 +81,9 @@ class Session:
         self._device, self._peer, self._counters, self._failed = device, peer, counters, failed
         self._reader = AduReader()
         self._actions = {6: self._write_one, 16: self._write_many, 23: self._read_write, 43: self._identify}
+        if isinstance(device, FileDevice):
+            self._files = device
+            self._actions[20] = self._read_files
 
     @property
     def pending(self) -> bool:
@@ -152,6 +165,20 @@ class Session:
         self._registers(unit, address, count)  # a read that cannot be answered leaves the write undone
         self._write(unit, write_address, pdu[10:])
         return bytes((23, 2 * count)) + self._registers(unit, address, count)
+
+    def _read_files(self, unit: int, pdu: bytes) -> bytes:
+        """V1.1b3, 6.14: an impossible length is 03, what is not there 02; one bad sub-request refuses them all."""
+        size = pdu[1] if len(pdu) > 1 else 0
+        if not 7 <= size <= _FILE_BYTES or size % 7 or len(pdu) != 2 + size:
+            raise ModbusError(ILLEGAL_VALUE)
+        wanted = list(_FILE_REFERENCE.iter_unpack(pdu[2:]))
+        if not all(reference[3] for reference in wanted) or sum(2 + 2 * count for *_, count in wanted) > _FILE_BYTES:
+            raise ModbusError(ILLEGAL_VALUE)
+        if any(kind != _FILE_TYPE or not file or at + count > _FILE_RECORDS for kind, file, at, count in wanted):
+            raise ModbusError(ILLEGAL_ADDRESS)
+        parts = (self._files.read_file(unit, file, record, count) for _, file, record, count in wanted)
+        body = b"".join(bytes((1 + len(part), _FILE_TYPE)) + part for part in parts)
+        return bytes((20, len(body))) + body
 
     def _identify(self, unit: int, pdu: bytes) -> bytes:
         if len(pdu) >= 2 and pdu[1] != 0x0E:
