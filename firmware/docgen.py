@@ -6,15 +6,16 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from drivers.bench.control import POINTS as BENCH_POINTS
 from drivers.modbus.point import Point, to_csv
 from statemachine import contactors, leds
-from statemachine.faults import FAULTS
+from statemachine.faults import FAULTS, REACTS, Severity
 from statemachine.states import State
 from statemachine.table import TABLE, TIMEOUTS_S
 
-from . import registers
+from . import freeze_files, freeze_frame, label_sheet, registers
 from .config import FILES, configuration_markdown, default_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,30 +87,92 @@ def modbus_map_markdown() -> str:
     return text + "\nThe bits of `FaultBits` are in [faults.md](faults.md).\n"
 
 
-_PATTERNS = {leds.OFF: "off", leds.ON: "on", leds.SLOW: "slow", leds.FAST: "fast"}
-
-
-def _pattern(code: int) -> str:
-    return _PATTERNS.get(code, f"{code >> 4}-{code & 15}")
-
-
 def faults_markdown() -> str:
     """docs/faults.md."""
     rows = [
         "# Faults\n",
         f"{_GENERATED} The table is `statemachine/faults.py`, the condition of `ERR_X` is the function `x` in",
-        "`statemachine/detect.py`.\n",
-        "A warning tells; a derate limits current; a stop ramps to zero, then opens (category 1) and waits in FAULT;",
-        "a trip opens at once (category 0) and waits in EMERGENCY_STOP for the physical reset too; a lockout is left",
-        "only by a restart with healthy feedback. Stop and above latch: cause gone, (reset,) acknowledge, then a new",
-        "command. LED is the pattern of the FAULT LED: 2-3 is two blinks, a pause, three blinks.\n",
-        "| bit | name | severity | stands for, ms | LED | what happened; what to do next |",
-        "|---|---|---|---|---|---|",
+        "`statemachine/detect.py`. Bits 0 to 30 are in `FaultBits`, 32 to 62 are bits 0 to 30 of `FaultBits2`.\n",
+        "Source is where to look first. A condition must stand for its time before it counts; 0 is the first scan that",
+        "sees it. A category 1 stop ramps to zero, then opens; category 0 opens at once. Stop and above latch; after",
+        "they are cleared only a new command closes the contactors again. LED is the pattern of the FAULT LED:",
+        "[led-codes.md](led-codes.md) has them in the order of the codes.\n",
+        "| bit | name | source | severity | stands for, ms | reaction | cleared | LED | what happened; what to do |",
+        "|" + "---|" * 9,
     ]
     for f in FAULTS:
         kind = f.severity.name.lower()
-        rows.append(f"| {f.bit} | `{f.name}` | {kind} | {f.confirm_ms} | {_pattern(f.led)} | {f.text} |")
+        rows.append(
+            f"| {f.bit} | `{f.name}` | {f.source} | {kind} | {f.confirm_ms} | {REACTS[f.severity]} | {f.clears} "
+            f"| {leds.pattern(f.led)} | {f.text} |"
+        )
     return "\n".join(rows) + "\n"
+
+
+def led_codes_markdown() -> str:
+    """docs/led-codes.md."""
+    rows = [
+        "# LED codes\n",
+        f"{_GENERATED} The tables are `statemachine/leds.py` and `statemachine/faults.py`.",
+        "To print and stick on the enclosure: [label-sheet.pdf](label-sheet.pdf). `make run` shows the same LEDs; the",
+        "registers `LedRun` to `LedKill` hold the same codes.\n",
+        *_pattern_rows(),
+        *(row for n, name in enumerate(leds.NAMES) for row in _led_rows(name, leds.COLOURS[n])),
+        *_priority_rows(),
+        "\n## RUN and CHARGE in each state\n",
+        "| code | state | RUN | CHARGE |",
+        "|---|---|---|---|",
+        *(f"| {state} | {state.name} | {' | '.join(map(leds.pattern, leds.BY_STATE[state]))} |" for state in State),
+        "\n## Fault codes\n",
+        "| FAULT | name | severity | what happened; what to do next |",
+        "|---|---|---|---|",
+        *(
+            f"| {leds.pattern(f.led)} | `{f.name}` | {f.severity.name.lower()} | {f.text} |"
+            for f in sorted(FAULTS, key=lambda fault: fault.led)
+        ),
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _pattern_rows() -> list[str]:
+    blink_s, between_s, after_s = (
+        ms / 1000.0 for ms in (leds.BLINK_MS, leds.BLINK_MS + leds.PAUSE_MS, leds.BLINK_MS + leds.REST_MS)
+    )
+    return [
+        "## Patterns\n",
+        "| pattern | register | looks like |",
+        "|---|---|---|",
+        f"| off | {leds.OFF} | dark |",
+        f"| on | {leds.ON} | lit |",
+        f"| slow | {leds.SLOW} | 1 blink a second |",
+        f"| fast | {leds.FAST} | 4 blinks a second |",
+        f"| N-M | 16 N + M | N blinks of {blink_s:g} s, {between_s:g} s dark, M blinks, {after_s:g} s dark, again |",
+        f"\n{label_sheet.HOW_TO_COUNT}",
+    ]
+
+
+def _led_rows(name: str, colour: str) -> list[str]:
+    rows = [f"\n## {name} ({colour})\n", "| pattern | says | what is so; what to do next |", "|---|---|---|"]
+    rows += [f"| {leds.pattern(code)} | {m.short} | {m.text} |" for code, m in leds.MEANINGS[name].items()]
+    return [*rows, "| N-M | a fault code | See [fault codes](#fault-codes). |"] if name == "FAULT" else rows
+
+
+def _priority_rows() -> list[str]:
+    """Which of several the LEDs show."""
+    worst_first = ", ".join(severity.name.lower() for severity in reversed(Severity))
+    before = leds.PRIORITY[: [fault.led for fault in leds.PRIORITY].index(leds.FAST)]
+    first = " and ".join([*(f"`{fault.name}`" for fault in before), "the ground fault"])
+    return [
+        "\n## When several are active\n",
+        "* RUN and CHARGE follow the state, COMM the two links, KILL the safety chain: no LED hides another.",
+        f"* FAULT shows one fault at a time: {first} first, then the worst severity ({worst_first}),",
+        "  among equals the lowest bit. A lost supply explains what comes with it; an emergency stop must not hide a",
+        "  ground fault.",
+        "* A fault is shown while its cause is there and while it is latched; when it is cleared, the next comes up.",
+        "  `ems-tool --status` names all of them.",
+        "* Fast FAULT is a ground fault and nothing else.",
+        "* KILL shows an open chain (on) before a reset that is due (slow).",
+    ]
 
 
 def state_machine_markdown() -> str:
@@ -130,7 +193,7 @@ def state_machine_markdown() -> str:
     for state in State:
         run, charge = leds.BY_STATE[state]
         longest = f"{TIMEOUTS_S[state]:g} s" if state in TIMEOUTS_S else ""
-        rows.append(f"| {state.value} | {state.name} | {_pattern(run)} | {_pattern(charge)} | {longest} |")
+        rows.append(f"| {state.value} | {state.name} | {leds.pattern(run)} | {leds.pattern(charge)} | {longest} |")
     rows += ["", "| from | to | when | why |", "|---|---|---|---|"]
     for row in TABLE:
         sources = _sources(row.sources)
@@ -167,26 +230,60 @@ def bench_map_markdown() -> str:
     )
 
 
-DOCUMENTS: tuple[tuple[str, Callable[[], str]], ...] = (
+def freeze_frame_markdown() -> str:
+    def fields(codec: freeze_frame.Codec[Any]) -> str:
+        rows = ["| register | registers | name | type | unit | meaning |", "|" + "---|" * 6]
+        rows += [f"| {f.register} | {f.registers} | `{f.name}` | {f.type} | {f.unit} | {f.doc} |" for f in codec.fields]
+        return "\n".join(rows) + "\n"
+
+    return (
+        f"# Freeze-frames\n\n{_GENERATED}\n\n"
+        f"What every input and output was from {freeze_frame.BEFORE_NS / 1e9:g} s before a trip to "
+        f"{freeze_frame.AFTER_NS / 1e9:g} s after it, scan by scan. A trip is a fault that latches anew, severity\n"
+        f"stop and above; the first one names the freeze-frame. The last {freeze_frame.KEPT} are kept on the disk.\n\n"
+        "    ems-diag --freeze-frame                          # what is kept\n"
+        "    ems-diag --freeze-frame last --output trip.csv   # the newest as CSV\n\n"
+        "Everything travels as Modbus file records (FC 20, reference type 6, unit 1); a record is one register, high\n"
+        'register first. An integer with all bits set, or nan, means "not known".\n\n'
+        f"File {freeze_files.DIRECTORY_FILE} is the directory: {freeze_frame.KEPT} entries of "
+        f"{freeze_frame.ENTRY.registers} registers, newest first, number 0 where there is none. Frame k of an entry\n"
+        "begins in file `first_file + k // frames_per_file` at record `k % frames_per_file * registers`.\n"
+        f"Files {min(freeze_files.LIVE_FILES)} to {max(freeze_files.LIVE_FILES)} are a picture of the last scans, "
+        f"taken when record 0 of file {min(freeze_files.LIVE_FILES)} is read.\n\n"
+        f"## An entry of the directory\n\n{fields(freeze_frame.ENTRY)}\n"
+        f"## A frame\n\n{fields(freeze_frame.FRAME)}"
+    )
+
+
+DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
     ("docs/modbus-map.csv", partial(to_csv, registers.POINTS)),
     ("docs/modbus-map.md", modbus_map_markdown),
     ("docs/bench-map.csv", partial(to_csv, BENCH_POINTS)),
     ("docs/bench-map.md", bench_map_markdown),
     ("docs/configuration.md", configuration_markdown),
     ("docs/faults.md", faults_markdown),
+    ("docs/led-codes.md", led_codes_markdown),
+    ("docs/label-sheet.pdf", label_sheet.pdf_sheets),
+    *((path, partial(label_sheet.svg_sheet, n)) for n, path in enumerate(label_sheet.SVG_PATHS)),
     ("docs/state-machine.md", state_machine_markdown),
+    ("docs/freeze-frame.md", freeze_frame_markdown),
     *((f"firmware/defaults/{name}", partial(default_text, name)) for name in FILES),
 )
-"""Path in the repository -> what makes its text."""
+"""Path in the repository -> what makes its content."""
+
+
+def _content(make: Callable[[], str | bytes]) -> bytes:
+    made = make()
+    return made if isinstance(made, bytes) else made.encode("utf-8")
 
 
 def stale(root: Path = ROOT) -> list[str]:
-    """Documents that differ from their tables."""
-    return [path for path, make in DOCUMENTS if not _same(root / path, make())]
+    """Documents that differ from their tables or are not there."""
+    return [path for path, make in DOCUMENTS if not _same(root / path, _content(make))]
 
 
-def _same(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text("utf-8") == text
+def _same(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() == content
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if differing else 0
     for path, make in DOCUMENTS:
         (ROOT / path).parent.mkdir(exist_ok=True)
-        (ROOT / path).write_text(make(), "utf-8")
+        (ROOT / path).write_bytes(_content(make))
     return 0
 
 

@@ -1,7 +1,7 @@
 """The front panel in a terminal: LEDs, state, limits and their reason, faults in words, scan statistics.
 
 It is a Modbus client like any other and knows nothing that a site controller could not read. On a terminal it redraws
-four times a second; elsewhere it prints one line when something changes, and one every five seconds.
+sixteen times a second; elsewhere it prints one line when something changes, and one every five seconds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .registers import POINT
 NAMES = (
     "CmdSeq", "CmdMode", "CmdRamp", "CmdTgtSoC", "AckResult", "AckWhy", "CmfState", "ChaLimA", "DisLimA", "LimReason",
     "DisLimReason", "SetA", "Soc", "RackV", "PcsV", "RackA", "DvMv", "CellVMax", "CellVMin", "CellTmpMax",
-    "CellTmpMin", "FaultBits", "FaultActive", "LedRun", "LedCharge", "LedComm", "LedFault", "LedKill", "Feedback",
-    "GuardArmed", "GuardTrip", "Permit", "ScanOverruns", "ScanCount", "ScanPeriodUs", "ScanWakeP50us",
+    "CellTmpMin", *words.FAULT_BITS, *words.FAULT_ACTIVE, "LedRun", "LedCharge", "LedComm", "LedFault", "LedKill",
+    "Feedback", "GuardArmed", "GuardTrip", "Permit", "ScanOverruns", "ScanCount", "ScanPeriodUs", "ScanWakeP50us",
     "ScanWakeP99us", "ScanExecP50us", "ScanExecP99us", "StatusBits", "BmsPolls", "BmsPollUs", "PcsPolls",
 )  # fmt: skip
 _LEDS = ("LedRun", "LedCharge", "LedComm", "LedFault", "LedKill")
 _ANSI = {"green": 32, "blue": 34, "yellow": 33, "red": 31}
-_REDRAW_S, _LINE_S = 0.125, 5.0  # twice the fastest blink
+_REDRAW_S, _LINE_S = 0.0625, 5.0  # four times a fast blink
 _READ_S = 0.25
 _HOME, _CLEAR, _REST = "\x1b[H", "\x1b[2J", "\x1b[J"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -59,18 +59,20 @@ def bits(values: Values, name: str) -> int:
 
 
 def led_row(values: Values, now_ms: int, colour: bool = True) -> str:
-    """`● RUN  ○ CHARGE ...`, lit as the real ones at this moment."""
+    """`● RUN on   ○ CHARGE slow ...`: pattern names, lit as the real ones would be at this moment."""
     parts = []
     for point, name, tint in zip(_LEDS, leds.NAMES, leds.COLOURS, strict=True):
-        lit = leds.level(max(whole(values, point), 0), now_ms)
+        code = whole(values, point)
+        lit = leds.level(max(code, 0), now_ms)
         lamp = "●" if lit else "○"
-        parts.append(f"\x1b[{_ANSI[tint]}m{lamp}\x1b[0m {name}" if colour and lit else f"{lamp} {name}")
-    return "   ".join(parts)
+        shown = f"\x1b[{_ANSI[tint]}m{lamp}\x1b[0m" if colour and lit else lamp
+        parts.append(f"{shown} {name} {leds.pattern(code) if code >= 0 else '--':<4}")
+    return "  ".join(parts).rstrip()
 
 
 def faults(values: Values) -> list[str]:
     """One line a fault: active or latched, what happened and what to do."""
-    standing, active = bits(values, "FaultBits"), bits(values, "FaultActive")
+    standing, active = words.faults_in(values), words.faults_in(values, words.FAULT_ACTIVE)
     return [
         f"{'ACTIVE ' if active >> fault.bit & 1 else 'latched'} {words.fault(fault.bit)}"
         for fault in FAULTS
@@ -171,7 +173,8 @@ def _cut(row: str, columns: int) -> str:
 
 
 def _changes(values: Values) -> tuple[int, ...]:
-    return tuple(whole(values, name) for name in ("CmfState", "LimReason", "FaultBits", "FaultActive", "GuardArmed"))
+    names = ("CmfState", "LimReason", *words.FAULT_BITS, *words.FAULT_ACTIVE, "GuardArmed")
+    return tuple(whole(values, name) for name in names)
 
 
 class Panel:

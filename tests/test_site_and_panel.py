@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from firmware import words
 from firmware.demo import Seen, bands, judge, states_in
 from firmware.panel import NAMES, Panel, led_row, line, screen
 from firmware.points import PointClient, PointError
 from firmware.registers import POINT
 from firmware.site_script import Refused, SiteController
+from statemachine import leds
 from statemachine.signals import Mode, Result, Why
 from statemachine.states import State
 
@@ -24,7 +26,7 @@ class Appliance(PointClient):
     def __init__(self, states: list[State], refuse: Why = Why.NONE) -> None:
         super().__init__("nowhere", 1, POINT)
         self.states, self.refuse = states, refuse
-        self.values: dict[str, float] = {"CmdSeq": 41, "FaultBits": 0}
+        self.values: dict[str, float] = {"CmdSeq": 41, "FaultBits": 0, "FaultBits2": 0}
         self.writes: list[Mapping[str, float]] = []
 
     def read(self, *names: str) -> dict[str, float]:
@@ -106,18 +108,24 @@ def test_the_panel_shows_faults_in_words_and_whether_their_cause_is_there() -> N
 
 
 def test_the_panel_shows_missing_values_as_missing() -> None:
-    text = screen(
-        {**dict.fromkeys(NAMES, nan), "FaultBits": 0xFFFFFFFF, "FaultActive": 0xFFFFFFFF, "StatusBits": 0xFFFFFFFF}, 0
-    )
+    fields = (*words.FAULT_BITS, *words.FAULT_ACTIVE, "StatusBits")
+    text = screen(dict.fromkeys(NAMES, nan) | dict.fromkeys(fields, 0xFFFFFFFF), 0)
     assert "SoC        --" in text
     assert "no faults" in text
 
 
 def test_a_ground_fault_flashes_the_red_led() -> None:
-    values = _values(LedRun=1, LedFault=3)
-    assert led_row(values, 0, colour=False) == "● RUN   ○ CHARGE   ○ COMM   ● FAULT   ○ KILL"
-    assert led_row(values, 130, colour=False) == "● RUN   ○ CHARGE   ○ COMM   ○ FAULT   ○ KILL"
+    values = _values(LedRun=1, LedFault=3, LedKill=nan)
+    assert led_row(values, 0, colour=False) == "● RUN on    ○ CHARGE off   ○ COMM off   ● FAULT fast  ○ KILL --"
+    assert led_row(values, 130, colour=False) == "● RUN on    ○ CHARGE off   ○ COMM off   ○ FAULT fast  ○ KILL --"
     assert "\x1b[31m●\x1b[0m FAULT" in led_row(values, 0)
+
+
+def test_the_panel_blinks_a_code_as_the_led_does_and_names_it() -> None:
+    values = _values(LedFault=0x23)
+    rows = [led_row(values, ms, colour=False) for ms in range(0, 6000, 50)]
+    assert ["● FAULT 2-3" in row for row in rows] == [leds.level(0x23, ms) for ms in range(0, 6000, 50)]
+    assert all("FAULT 2-3" in row for row in rows)
 
 
 class Changing(Appliance):
