@@ -49,6 +49,24 @@ def test_an_output_is_seen_by_the_bench_with_the_time_of_its_change(terminals: T
         assert terminals.output(line.name) == (1, changed_ns)
 
 
+def test_a_held_output_keeps_its_level_for_bench_and_read_back_until_it_is_let_go(
+    terminals: Terminals, tmp_path: Path
+) -> None:
+    board = open_board("controller", tmp_path)
+    coil = board.outputs["coil_pos"]
+    for level in (0, 1):
+        coil.value = level
+        terminals.hold_output("coil_pos", True)
+        assert terminals.held_output("coil_pos")
+        coil.value = 1 - level
+        assert coil.value == terminals.output("coil_pos")[0] == level
+        terminals.hold_output("coil_pos", False)
+        assert coil.value == terminals.output("coil_pos")[0] == 1 - level
+    terminals.hold_output("coil_neg", True)
+    Terminals(tmp_path)
+    assert not terminals.held_output("coil_neg"), "a new bench is a mended one"
+
+
 def test_a_process_drives_its_own_outputs_only(terminals: Terminals, tmp_path: Path) -> None:
     guard = open_board("guard", tmp_path)
     assert set(guard.outputs) == {"safe_enable", "alive"}

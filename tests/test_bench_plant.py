@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 
+from drivers.bench.loops import LoopMode
 from drivers.bench.plant import Plant
 from drivers.bench.rack import Rack, Size
 
@@ -18,15 +22,23 @@ class Wires:
         self.levels: dict[str, int] = {}
         self.words: dict[str, tuple[int, int]] = {}
         self.loops: tuple[int, ...] = ()
+        self.loop_samples = 0
 
     def set_input(self, name: str, level: bool) -> None:
         self.levels[name] = int(level)
 
     def set_loops(self, microampere: tuple[int, ...], stamp_ns: int) -> None:
         self.loops = microampere
+        self.loop_samples += 1
 
     def output(self, name: str) -> tuple[int, int]:
         return self.words.get(name, (0, 0))
+
+    def hold_output(self, name: str, hold: bool) -> None:
+        raise NotImplementedError
+
+    def held_output(self, name: str) -> bool:
+        return False
 
 
 class Site:
@@ -260,3 +272,145 @@ def test_a_press_of_the_reset_button_lasts_200_ms_or_as_long_as_it_is_held(held_
     assert site.wires.levels["reset_button"] == (still_ms > 0)
     site.run(5)
     assert site.wires.levels["reset_button"] == 0
+
+
+def test_the_loops_are_sampled_every_50_ms_unless_the_sampler_is_silent() -> None:
+    site = Site()
+    before = site.wires.loop_samples
+    site.run(1000)
+    assert site.wires.loop_samples - before == 20
+    site.plant.sampler.silent = True
+    site.run(1000)
+    assert site.wires.loop_samples - before == 20
+
+
+def shown(mode: LoopMode, ms: int) -> list[float]:
+    """What loop 1 shows in each of its samples, mA; loop 2 stays healthy."""
+    site, seen = Site(), []
+    site.plant.sampler.loops[0].mode = mode
+    for _ in range(ms // 50):
+        site.run(50)
+        seen.append(site.wires.loops[0] / 1000.0)
+        assert site.wires.loops[1] == 13000
+    return seen
+
+
+def test_a_loop_opens_shorts_and_sticks() -> None:
+    assert set(shown(LoopMode.OPEN, 500)) == {0.0}
+    assert set(shown(LoopMode.SHORT, 500)) == {24.0}
+    site = Site()
+    loop = site.plant.sampler.loops[0]
+    loop.mode = LoopMode.STUCK
+    loop.ma = 15.0
+    site.run(100)
+    assert site.wires.loops[0] == 13000
+    loop.mode = LoopMode.NORMAL
+    site.run(100)
+    assert site.wires.loops[0] == 15000
+
+
+def test_a_spike_is_one_sample_of_30_k() -> None:
+    assert shown(LoopMode.SPIKE, 500) == [19.0, *[13.0] * 9]
+
+
+def test_a_drifting_loop_gains_a_tenth_of_a_kelvin_a_second() -> None:
+    seen = shown(LoopMode.DRIFT, 10_000)
+    assert seen[-1] - 13.0 == pytest.approx(0.2, abs=0.01)
+    assert seen == sorted(seen)
+
+
+def test_a_noisy_loop_has_a_twentieth_of_a_kelvin_rms() -> None:
+    seen = shown(LoopMode.NOISE, 20_000)
+    assert np.std(seen) == pytest.approx(0.05 / 5.0, rel=0.2)
+    assert np.mean(seen) == pytest.approx(13.0, abs=0.003)
+
+
+def test_without_24_v_every_input_reads_0_and_the_contactors_drop() -> None:
+    site = Site()
+    site.close_mains()
+    site.plant.reset_pressed = site.plant.supply_24v_lost = True
+    site.run(5)
+    assert not any(site.wires.levels.values())
+    site.run(50)
+    assert not any(c.closed for c in site.plant.contactors.values())
+    site.plant.reset_pressed = site.plant.supply_24v_lost = False
+    site.run(300)
+    assert site.wires.levels["kill_switch"] == site.wires.levels["interlock_1"] == 1
+    assert site.closed("neg", "pos"), "the coils are still commanded"
+
+
+def test_a_chattering_interlock_opens_once_a_period_for_its_time() -> None:
+    site, seen = Site(), []
+    site.plant.chatter_interlock, site.plant.chatter_period_ms, site.plant.chatter_open_ms = 3, 100.0, 20.0
+    for _ in range(200):
+        site.run(5)
+        seen.append(site.wires.levels["interlock_3"])
+        assert site.wires.levels["interlock_4"] == 1
+    assert sum(a != b for a, b in pairwise(seen)) in (19, 20, 21)
+    assert seen.count(0) == 40
+
+
+def test_a_contactor_drops_out_although_its_coil_is_on() -> None:
+    site = Site()
+    site.close_mains()
+    site.plant.contactors["pos"].dropped = True
+    site.run(30)
+    assert not site.closed("pos")
+    assert site.closed("neg")
+    site.plant.contactors["pos"].dropped = False
+    site.run(50)
+    assert site.closed("pos")
+
+
+def test_a_slow_contactor_takes_its_time_both_ways() -> None:
+    site = Site()
+    slow = site.plant.contactors["neg"]
+    slow.close_ns, slow.open_ns = 250 * MS, 150 * MS
+    site.run(100)
+    for level, ms in ((1, 250), (0, 150)):
+        site.drive("coil_neg", level)
+        site.run(ms)
+        assert slow.closed != bool(level)
+        site.run(10)
+        assert slow.closed == bool(level)
+
+
+def test_the_pcs_follows_a_share_of_its_set_point_only() -> None:
+    site = Site()
+    site.close_mains()
+    site.plant.pcs.follow_pct = 60.0
+    site.deliver(-280.0)
+    assert site.plant.rack_a == pytest.approx(-168.0, abs=0.1)
+
+
+def test_a_pcs_in_fault_says_so_and_carries_nothing() -> None:
+    site = Site()
+    site.close_mains()
+    site.deliver(-280.0)
+    site.plant.pcs.fault_bits = 4
+    site.deliver(-280.0)
+    assert site.plant.pcs.state == 3
+    assert abs(site.plant.rack_a) < 0.1
+
+
+def test_meters_err_as_told_and_the_truth_does_not() -> None:
+    site = Site()
+    site.close_mains()
+    site.deliver(-280.0)
+    plant, true_v = site.plant, site.plant.rack_v
+    plant.pcs_gain, plant.pcs_offset_a, plant.bms_offset_a, plant.bms_offset_v = 1.1, -5.0, 50.0, 40.0
+    assert plant.pcs_a() == pytest.approx(-313.0, abs=1.5)
+    assert sum(plant.bms_string_a()) == pytest.approx(-230.0, abs=1.5)
+    assert plant.bms_v() == pytest.approx(true_v + 40.0, abs=0.5)
+    plant.pcs_forced_v = 1400.0
+    assert plant.pcs_v() == 1400.0
+    assert plant.rack_a == pytest.approx(-280.0, abs=0.1)
+    assert plant.rack_v == true_v
+
+
+def test_the_insulation_can_be_set_without_the_monitor_opening() -> None:
+    site = Site()
+    site.plant.insulation_set_kohm = 150.0
+    site.run(5)
+    assert site.plant.insulation_kohm == 150.0
+    assert site.wires.levels["insulation"] == 1

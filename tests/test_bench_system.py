@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import signal
@@ -22,7 +24,7 @@ from pymodbus.pdu.mei_message import ReadDeviceInformationResponse
 from waiting import wait_until
 
 from drivers.bench.control import POINTS
-from drivers.bench.devices import DeviceMode
+from drivers.bench.wire import DeviceMode
 from drivers.board import Board, open_board
 from drivers.modbus.point import Point
 from drivers.profile import load
@@ -67,6 +69,11 @@ class BenchProcess:
     def get(self, name: str) -> float:
         return _value(self.control, BY_NAME[name])
 
+    def reconnect(self) -> None:
+        for client in (self.bms, self.pcs):
+            client.close()  # type: ignore[no-untyped-call]
+            assert client.connect()  # type: ignore[no-untyped-call]
+
     def close(self) -> int:
         for client in (self.bms, self.pcs, self.control):
             client.close()  # type: ignore[no-untyped-call]
@@ -100,6 +107,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchProcess]:
     made = BenchProcess(tmp_path_factory.mktemp("bench"), EMS_BENCH_SPEED="60")
     yield made
     assert made.close() == 0
+
+
+@pytest.fixture(autouse=True)
+def healthy_wires(bench: BenchProcess) -> Iterator[None]:
+    yield
+    for name in ("bms_mode", "pcs_mode", "bms_lost_pct"):
+        bench.set(name, 0)
 
 
 class Appliance:
@@ -222,6 +236,7 @@ def test_a_control_point_takes_its_ends_at_once_and_nothing_beyond(bench: BenchP
         assert bench.control.write_register(point.address, beyond).exception_code == 3
         assert bench.get(point.name) == pytest.approx(end)
     bench.set(point.name, before)
+    bench.reconnect()
 
 
 def test_a_control_write_is_whole_or_refused(bench: BenchProcess) -> None:
@@ -253,17 +268,20 @@ def test_bench_inputs_reach_the_board_before_the_write_is_answered(bench: BenchP
     assert board.inputs["interlock_4"].value == 0
     bench.set("interlock_4", 1)
     bench.set("loop_ma_3", 4.2)
-    assert board.loops()[0][2] == 4.2
+    wait_until(lambda: board.loops()[0][2] == 4.2, 1, "the next sample of the loops")
     bench.set("loop_ma_3", 13)
 
 
 def test_a_rack_is_precharged_charged_and_cut_off_by_the_kill_switch(bench: BenchProcess, appliance: Appliance) -> None:
     soc = bench.get("true_soc")
     with connected(bench, appliance):
-        for beat in range(1, 40):
-            _command_pcs(bench, -560.0, beat)
-            time.sleep(0.02)
-        assert bench.get("true_current_a") == pytest.approx(-560.0, abs=1)
+        beats = itertools.count(1)
+
+        def follows() -> bool:
+            _command_pcs(bench, -560.0, next(beats))
+            return bench.get("true_current_a") == pytest.approx(-560.0, abs=1)
+
+        wait_until(follows, 5, "the PCS at its set-point", 0.02)
         assert sum(_summary(bench, unit)["string_a"] for unit in range(1, 5)) == pytest.approx(-560.0, abs=3)
         assert bench.get("true_soc") > soc
         assert BMS.points["string_a"].sign == -1
@@ -326,8 +344,92 @@ def test_the_bms_misbehaves_on_the_wire_as_its_mode_says(bench: BenchProcess) ->
     answer, took_s = _ask(bench.bms_port, 2)
     assert answer[:9] == good[:9]
     assert took_s > 0.39
+    bench.set("bms_mode", DeviceMode.BUSY)
+    assert _ask(bench.bms_port, 1)[0].hex() == "000100000003018306"
+    assert bench.bms.write_register(0x2011, 9, device_id=1).exception_code == 6
     bench.set("bms_mode", DeviceMode.NORMAL)
     assert _ask(bench.bms_port, 1)[0][:9] == good[:9]
+
+
+def test_a_half_open_bms_accepts_and_never_answers_until_it_is_mended(bench: BenchProcess) -> None:
+    bench.set("bms_mode", DeviceMode.HALF_OPEN)
+    with socket.create_connection(("127.0.0.1", bench.bms_port), timeout=0.3) as raw:
+        raw.sendall(READ_STRING_1)
+        with pytest.raises(TimeoutError):
+            raw.recv(256)
+        bench.set("bms_mode", DeviceMode.NORMAL)
+        assert raw.recv(256)[:9] == bytes.fromhex("000100000005 01 03 02"), "what waited in the socket is read now"
+
+
+def test_a_dribbling_bms_sends_a_byte_at_a_time(bench: BenchProcess) -> None:
+    bench.set("bms_mode", DeviceMode.DRIBBLE)
+    with socket.create_connection(("127.0.0.1", bench.bms_port), timeout=1) as raw:
+        raw.sendall(READ_STRING_1)
+        start, answer, pieces = time.monotonic(), b"", 0
+        while len(answer) < 11:
+            answer, pieces = answer + raw.recv(256), pieces + 1
+        assert answer[:9] == bytes.fromhex("000100000005 01 03 02")
+        assert pieces > 5
+        assert time.monotonic() - start > 0.29
+    bench.set("bms_mode", DeviceMode.NORMAL)
+
+
+def test_a_closed_bms_resets_every_connection(bench: BenchProcess) -> None:
+    with socket.create_connection(("127.0.0.1", bench.bms_port), timeout=1) as before:
+        bench.set("bms_mode", DeviceMode.CLOSED)
+        with pytest.raises(ConnectionError):
+            before.sendall(READ_STRING_1)
+            before.recv(256)
+    with pytest.raises(ConnectionError):
+        _ask(bench.bms_port, 1)
+    bench.set("bms_mode", DeviceMode.NORMAL)
+    bench.reconnect()
+    assert _summary(bench, 1)["string_v"] > 900
+
+
+def test_a_stranger_in_place_of_the_pcs_costs_its_connections_and_shows_another_product(bench: BenchProcess) -> None:
+    assert len(_registers(bench.pcs, 0x1000, 1)) == 2
+    for stranger, product in ((1, b"STRANGER"), (0, b"PCS-BENCH")):
+        bench.set("pcs_stranger", stranger)
+        with pytest.raises(ConnectionResetError):
+            bench.pcs.read_holding_registers(0x1000, count=1)
+        bench.reconnect()
+        answer = bench.pcs.read_device_information(read_code=1, device_id=1)
+        assert isinstance(answer, ReadDeviceInformationResponse)
+        assert answer.information[1] == product
+
+
+def test_lost_answers_are_about_as_many_as_asked_for(bench: BenchProcess) -> None:
+    bench.set("bms_lost_pct", 30)
+    with socket.create_connection(("127.0.0.1", bench.bms_port), timeout=0.3) as raw:
+        for _ in range(200):
+            raw.sendall(READ_STRING_1)
+        got = b""
+        with contextlib.suppress(TimeoutError):
+            while part := raw.recv(65536):
+                got += part
+    bench.set("bms_lost_pct", 0)
+    assert 110 < len(got) / 11 < 170
+
+
+def test_a_held_coil_terminal_keeps_its_level_and_reads_back_so(bench: BenchProcess, appliance: Appliance) -> None:
+    bench.set("hold_coil_neg", 1)
+    appliance.guard.outputs["safe_enable"].on()
+    appliance.coils(neg=1, pos=1)
+    wait_until(lambda: bench.get("true_pos"), 1, "the other contactor to close")
+    assert bench.get("true_neg") == 0
+    assert bench.get("true_coils") == 2
+    assert appliance.controller.outputs["coil_neg"].value == 0
+    assert appliance.controller.outputs["coil_pos"].value == 1
+    appliance.coils(neg=0, pos=0)
+    bench.set("hold_coil_neg", 0)
+    assert bench.get("hold_coil_neg") == 0
+
+
+def test_the_map_only_ever_grows(bench: BenchProcess) -> None:
+    places = {"kill_switch": 0, "loop_ma_8": 18, "bms_mode": 27, "soc_preset": 30, "true_edge_to_safe_us": 54}
+    assert {name: BY_NAME[name].address for name in places} == places
+    assert BY_NAME["weld_pre"].address == 56
 
 
 def test_a_silent_pcs_leaves_the_bms_alone(bench: BenchProcess) -> None:

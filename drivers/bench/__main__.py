@@ -19,10 +19,11 @@ from typing import NamedTuple
 from drivers.modbus.server import StrictServer, serve
 
 from .control import ControlDevice
-from .devices import BenchServer, BmsDevice, PcsDevice, serve_device
+from .devices import BmsDevice, PcsDevice
 from .plant import Plant
 from .rack import CHEMISTRIES, Chemistry, Rack, Size
 from .terminals import Terminals
+from .wire import BenchServer, serve_device
 
 HOST = "127.0.0.1"
 TICK_S = 0.005

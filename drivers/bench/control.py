@@ -3,84 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
 from drivers.board import OUTPUTS
-from drivers.modbus.point import Point, width
 from drivers.modbus.server import ILLEGAL_ADDRESS, ILLEGAL_VALUE, ModbusError
 
-from .devices import BmsDevice, DeviceMode, PcsDevice
-from .plant import COILS, Plant
+from .devices import BmsDevice, PcsDevice
+from .loops import LoopMode
+from .plant import Plant
+from .points import BY_ADDRESS, COILS, END, HOT_CELL_OFF_C, POINTS
+from .wire import DeviceMode
 
-HOT_CELL_OFF_C = -40.0
-_C = "degC"
+__all__ = ["POINTS", "ControlDevice"]
 
-
-def _rw(name: str, doc: str, high: float, low: float = 0.0, **more: Any) -> Point:
-    return Point(name, 0, more.pop("type", "uint16"), doc, access="RW", low=low, high=high, **more)
-
-
-def _r(name: str, doc: str, **more: Any) -> Point:
-    return Point(name, 0, more.pop("type", "uint16"), doc, **more)
-
-
-_TABLE = (
-    _rw("kill_switch", "1 = pressed: opens the coil supply and the line to the guard", 1),
-    _rw("tamper", "1 = lid open", 1),
-    _rw("reset_button", "1 = pressed; a press lasts 200 ms at least", 1),
-    *(_rw(f"interlock_{n}", "1 = closed, healthy" + (" (24 V present)" if n == 4 else ""), 1) for n in range(1, 9)),
-    *(_rw(f"loop_ma_{n}", "Thermal loop, 4..20 mA = -20..60 degC", 24, scale=0.01, unit="mA") for n in range(1, 9)),
-    _rw("weld_pos", "1 = the positive main contactor does not open once it is closed", 1),
-    _rw("weld_neg", "1 = the negative main contactor does not open once it is closed", 1),
-    _rw("stuck_pos", "1 = the positive main contactor does not close", 1),
-    _rw("stuck_neg", "1 = the negative main contactor does not close", 1),
-    _rw("ground_fault", "1 = insulation falls to 10 kohm and the insulation monitor's relay opens", 1),
-    _rw("dv_offset_v", "Error added to the PCS's DC voltmeter", 300, -300, type="int16", scale=0.01, unit="V"),
-    _rw("hot_cell_index", "Flat cell index, string-major", 1199),
-    _rw("hot_cell_c", "Temperature of that cell; -40.0 = off", 150, HOT_CELL_OFF_C, type="int16", scale=0.1, unit=_C),
-    _rw("bms_mode", "How the BMS answers", 5, type="enum16", values=DeviceMode),
-    _rw("pcs_mode", "How the PCS answers", 5, type="enum16", values=DeviceMode),
-    _rw("speed", "Cell physics runs this many times faster; contactors, PCS and time-outs do not", 600, 1),
-    _rw("soc_preset", "Writing sets the rack's SoC, keeps the cells' spread", 100, scale=0.1, unit="%"),
-    _r("true_pos", "1 = positive main contactor closed"),
-    _r("true_neg", "1 = negative main contactor closed"),
-    _r("true_precharge", "1 = precharge contactor closed"),
-    _r("true_safe_enable", "1 = the guard holds safe-enable"),
-    _r("true_alive_relay", "1 = the retriggerable relay of the guard's pulse train holds"),
-    _r("true_coils", "Coil commands of the controller: bit 0 negative, 1 positive, 2 precharge"),
-    _r("true_leds", "LED outputs: bit 0 run, 1 charge, 2 comm, 3 fault, 4 kill"),
-    _r("true_current_a", "Rack current, + is discharge", type="int32", scale=0.1, unit="A"),
-    _r("true_rack_v", "Rack terminal voltage", type="uint32", scale=0.01, unit="V"),
-    _r("true_dc_link_v", "DC link of the PCS", type="uint32", scale=0.01, unit="V"),
-    _r("true_soc", "Charge over capacity of the rack", scale=0.01, unit="%"),
-    _r("true_cell_max_v", "Highest cell", scale=0.0001, unit="V"),
-    _r("true_cell_min_v", "Lowest cell", scale=0.0001, unit="V"),
-    _r("true_cell_max_c", "Hottest cell", type="int16", scale=0.1, unit=_C),
-    _r("true_cell_min_c", "Coldest cell", type="int16", scale=0.1, unit=_C),
-    _r("true_opened_under_load", "Times a main contactor opened above 20 A since start"),
-    _r("true_opened_at_a", "Current that the last of them broke", type="int32", scale=0.1, unit="A"),
-    _r("true_closed_at_dv_v", "Rack minus DC link when the mains last closed", type="int32", scale=0.01, unit="V"),
-    _r("true_edge_to_safe_us", "Last kill-switch edge to safe-enable off, 0xFFFFFFFF = none", type="uint32", unit="us"),
-)  # fmt: skip
-
-
-def _placed(table: tuple[Point, ...]) -> tuple[Point, ...]:
-    made, address = [], 0
-    for point in table:
-        count = width(point.type)
-        fields = {name: getattr(point, name) for name in Point.__slots__} | {"address": address, "count": count}
-        made.append(Point(**fields))
-        address += count
-    return tuple(made)
-
-
-POINTS: tuple[Point, ...] = _placed(_TABLE)
-"""The map, without gaps from address 0."""
-_BY_ADDRESS = {point.address: point for point in POINTS}
-_END = POINTS[-1].end
-assert all(a.end == b.address for a, b in pairwise(POINTS))
+_INDEXES = ("hot_cell_index", "forced_cell_index")
 
 
 class _Access(NamedTuple):
@@ -92,12 +29,21 @@ def _attribute(owner: object, name: str, kind: Callable[[float], object] = bool)
     return _Access(lambda: float(getattr(owner, name)), lambda value: setattr(owner, name, kind(value)))
 
 
-def _item(items: list[Any], at: int, kind: Callable[[float], object]) -> _Access:
+def _item(items: Any, at: int | str, kind: Callable[[float], object]) -> _Access:
     return _Access(lambda: float(items[at]), lambda value: items.__setitem__(at, kind(value)))
+
+
+def _ms(owner: object, name: str) -> _Access:
+    """In ms what the owner keeps in ns."""
+    return _Access(lambda: getattr(owner, name) / 1e6, lambda value: setattr(owner, name, round(value * 1e6)))
 
 
 def _mode(value: float) -> DeviceMode:
     return DeviceMode(int(value))
+
+
+def _loop_mode(value: float) -> LoopMode:
+    return LoopMode(int(value))
 
 
 class ControlDevice:
@@ -106,8 +52,9 @@ class ControlDevice:
     def __init__(self, plant: Plant, bms: BmsDevice, pcs: PcsDevice) -> None:
         self._plant = plant
         self._hot_index, self._hot_c = 0, HOT_CELL_OFF_C
+        self._forced_index, self._forced_v = 0, 0.0
         self._soc_preset = round(100.0 * plant.rack.mean_soc(), 1)
-        self._access = self._writable(bms, pcs)
+        self._access = self._writable() | self._contactors() | self._meters(bms) | _wires(bms=bms, pcs=pcs)
         self._truth = self._readable()
 
     def serves(self, unit: int) -> bool:
@@ -117,7 +64,7 @@ class ControlDevice:
         return {0: b"OpenBESS", 1: b"BENCH-CONTROL", 2: b"1.0"}
 
     def read(self, unit: int, address: int, count: int) -> bytes:
-        if address + count > _END:
+        if address + count > END:
             raise ModbusError(ILLEGAL_ADDRESS)
         touched = [p for p in POINTS if p.address < address + count and p.end > address]
         data = b"".join(p.encode(self.value(p.name)) for p in touched)
@@ -126,8 +73,10 @@ class ControlDevice:
 
     def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
         wanted = _parse(address, data)
-        index = wanted.get("hot_cell_index", 0)
-        if index >= self._plant.rack.size.total:
+        size = self._plant.rack.size
+        if any(wanted.get(name, 0) >= size.total for name in _INDEXES):
+            raise ModbusError(ILLEGAL_VALUE)
+        if wanted.get("offline_string", 0) > (size.strings if size.strings > 1 else 0):
             raise ModbusError(ILLEGAL_VALUE)
         for name, value in wanted.items():
             self._access[name].set(value)
@@ -138,8 +87,8 @@ class ControlDevice:
         access = self._access.get(name)
         return access.get() if access else float(self._truth[name]())
 
-    def _writable(self, bms: BmsDevice, pcs: PcsDevice) -> dict[str, _Access]:
-        plant, main = self._plant, self._plant.contactors
+    def _writable(self) -> dict[str, _Access]:
+        plant, loops = self._plant, self._plant.sampler.loops
         return {
             "kill_switch": _Access(
                 lambda: float(plant.kill_pressed), lambda v: plant.set_kill_switch(bool(v), monotonic_ns())
@@ -147,17 +96,53 @@ class ControlDevice:
             "tamper": _attribute(plant, "tamper_open"),
             "reset_button": _attribute(plant, "reset_pressed"),
             **{f"interlock_{n}": _item(plant.interlocks, n - 1, bool) for n in range(1, 9)},
-            **{f"loop_ma_{n}": _item(plant.loops_ma, n - 1, float) for n in range(1, 9)},
-            **{f"weld_{n}": _attribute(main[n], "welded") for n in ("pos", "neg")},
-            **{f"stuck_{n}": _attribute(main[n], "stuck") for n in ("pos", "neg")},
+            **{f"loop_ma_{n}": _attribute(loop, "ma", float) for n, loop in enumerate(loops, 1)},
+            **{f"loop_mode_{n}": _attribute(loop, "mode", _loop_mode) for n, loop in enumerate(loops, 1)},
+            "loops_silent": _attribute(plant.sampler, "silent"),
+            "supply_24v_lost": _attribute(plant, "supply_24v_lost"),
+            "chatter_interlock": _attribute(plant, "chatter_interlock", int),
+            "chatter_period_ms": _attribute(plant, "chatter_period_ms", float),
+            "chatter_open_ms": _attribute(plant, "chatter_open_ms", float),
             "ground_fault": _attribute(plant, "ground_fault"),
-            "dv_offset_v": _attribute(plant, "dv_offset_v", float),
+            "insulation_kohm": _attribute(plant, "insulation_set_kohm", float),
             "hot_cell_index": _Access(lambda: float(self._hot_index), lambda v: self._heat(int(v), self._hot_c)),
             "hot_cell_c": _Access(lambda: self._hot_c, lambda v: self._heat(self._hot_index, v)),
-            "bms_mode": _attribute(bms, "mode", _mode),
-            "pcs_mode": _attribute(pcs, "mode", _mode),
             "speed": _attribute(plant, "speed", float),
+            "forced_cell_index": _Access(
+                lambda: float(self._forced_index), lambda v: self._force(int(v), self._forced_v)
+            ),
+            "forced_cell_v": _Access(lambda: self._forced_v, lambda v: self._force(self._forced_index, v)),
+            "offline_string": _attribute(plant.rack, "offline", int),
             "soc_preset": _Access(lambda: self._soc_preset, self._preset),
+        }
+
+    def _contactors(self) -> dict[str, _Access]:
+        made: dict[str, _Access] = {}
+        for name, contactor in self._plant.contactors.items():
+            made |= {
+                f"weld_{name}": _attribute(contactor, "welded"),
+                f"stuck_{name}": _attribute(contactor, "stuck"),
+                f"drop_{name}": _attribute(contactor, "dropped"),
+                f"close_ms_{name}": _ms(contactor, "close_ns"),
+                f"open_ms_{name}": _ms(contactor, "open_ns"),
+                f"hold_coil_{name}": self._held(f"coil_{name}"),
+            }
+        return made
+
+    def _held(self, line: str) -> _Access:
+        wiring = self._plant.wiring
+        return _Access(lambda: float(wiring.held_output(line)), lambda v: wiring.hold_output(line, bool(v)))
+
+    def _meters(self, bms: BmsDevice) -> dict[str, _Access]:
+        plant = self._plant
+        names = ("dv_offset_v", "bms_offset_v", "bms_offset_a", "pcs_gain", "pcs_offset_a")
+        return {
+            **{name: _attribute(plant, name, float) for name in names},
+            "pcs_dc_v": _attribute(plant, "pcs_forced_v", float),
+            "pcs_follow_pct": _attribute(plant.pcs, "follow_pct", float),
+            "pcs_fault_bits": _attribute(plant.pcs, "fault_bits", int),
+            **{f"{array}_unmeasured": _item(bms.unmeasured, array, int) for array in bms.unmeasured},
+            **{f"bms_alarm_{n}": _item(bms.extra_alarms, at, int) for at, n in enumerate(("trip", "stop", "warn"))},
         }
 
     def _readable(self) -> dict[str, Callable[[], float]]:
@@ -191,9 +176,25 @@ class ControlDevice:
         self._hot_index, self._hot_c = index, cell_c
         self._plant.rack.hot_cell = (index, cell_c) if cell_c > HOT_CELL_OFF_C else None
 
+    def _force(self, index: int, cell_v: float) -> None:
+        self._forced_index, self._forced_v = index, cell_v
+        self._plant.rack.forced_cell = (index, cell_v) if cell_v else None
+
     def _preset(self, soc_pct: float) -> None:
         self._soc_preset = soc_pct
         self._plant.rack.set_soc(soc_pct / 100.0)
+
+
+def _wires(**devices: BmsDevice | PcsDevice) -> dict[str, _Access]:
+    made: dict[str, _Access] = {}
+    for name, device in devices.items():
+        made |= {
+            f"{name}_mode": _attribute(device, "mode", _mode),
+            f"{name}_stranger": _attribute(device, "stranger"),
+            f"{name}_lost_pct": _attribute(device.loss, "lost_pct", float),
+            f"{name}_damaged_pct": _attribute(device.loss, "damaged_pct", float),
+        }
+    return made
 
 
 def _parse(address: int, data: bytes) -> dict[str, float]:
@@ -201,7 +202,7 @@ def _parse(address: int, data: bytes) -> dict[str, float]:
     wanted: dict[str, float] = {}
     at = 0
     while at < len(data):
-        point = _BY_ADDRESS.get(address + at // 2)
+        point = BY_ADDRESS.get(address + at // 2)
         if point is None or point.access != "RW" or point.low is None or point.high is None:
             raise ModbusError(ILLEGAL_ADDRESS)
         raw = point.raw(data[at : at + 2 * point.count])

@@ -1,52 +1,34 @@
-"""The bench's BMS and PCS on Modbus TCP: the registers of their profiles, and the ways real devices misbehave."""
+"""The bench's BMS and PCS: the registers of their profiles, and the wrong things they can say in them."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import struct
 from collections.abc import Mapping
-from enum import IntEnum
 from time import monotonic
-from typing import Protocol
 
-from drivers.modbus.server import ILLEGAL_ADDRESS, ILLEGAL_VALUE, Counters, Device, ModbusError, Session
+import numpy as np
+
+from drivers.modbus.server import BUSY, ILLEGAL_ADDRESS, ILLEGAL_VALUE, ModbusError
 from drivers.profile import Profile, ProfilePoint, load
 
 from .plant import PCS_RATED_A, Plant
 from .rack import Array, Chemistry
+from .wire import DeviceMode, Loss
 
 _CELL_TICKS = 4  # the BMS measures its cells every so many plant ticks, the rest every tick
-_SLOW_S = 0.4
 _ALARMS = ("alarm_trip", "alarm_stop", "alarm_warn")
 _HOT_C, _COLD_C = (60.0, 55.0, 50.0), (-20.0, -10.0, 0.0)  # trip, stop, warn
 _CURRENT_C = (1.5, 1.3, 1.1)
 _INSULATION_LOW_KOHM = (0.0, 50.0, 500.0)  # the BMS leaves tripping on insulation to the EMS
-_REVISION = b"1.0"
-
-
-class DeviceMode(IntEnum):
-    """How a device behaves on its wire."""
-
-    NORMAL = 0
-    SILENT = 1
-    FROZEN = 2
-    GARBAGE = 3
-    WRONG_UNIT = 4
-    SLOW = 5
-
-
-class BenchDevice(Device, Protocol):
-    """A Modbus device whose `mode` the bench control sets."""
-
-    mode: DeviceMode
+_REVISION, _STRANGER = b"1.0", b"STRANGER"
 
 
 class _Registers:
     """Areas of registers cut out of a profile, encoded when they are read and have changed."""
 
     def __init__(self, plant: Plant, profile: Profile, units: int) -> None:
-        self.plant, self.profile, self.mode = plant, profile, DeviceMode.NORMAL
+        self.plant, self.profile, self.mode, self.loss = plant, profile, DeviceMode.NORMAL, Loss()
+        self.exchanges = 0  # times the device was exchanged for another one; that costs it its connections
+        self._stranger = False
         self._units = range(profile.first_unit, profile.first_unit + units)
         self._blocks = {block.address: block for block in profile.blocks(profile.points)}
         self._sizes = {address: block.count for address, block in self._blocks.items()}
@@ -61,10 +43,27 @@ class _Registers:
         return unit in self._units
 
     def identity(self, unit: int) -> Mapping[int, bytes]:
+        self._not_busy()
         who = self.profile.identity
-        return {0: (who.vendor or "").encode(), 1: (who.product or "").encode(), 2: _REVISION}
+        product = _STRANGER if self._stranger else (who.product or "").encode()
+        return {0: (who.vendor or "").encode(), 1: product, 2: _REVISION}
+
+    @property
+    def stranger(self) -> bool:
+        """Another product answers at this address, with the same registers."""
+        return self._stranger
+
+    @stranger.setter
+    def stranger(self, stranger: bool) -> None:
+        self.exchanges += stranger != self._stranger
+        self._stranger = stranger
+
+    def _not_busy(self) -> None:
+        if self.mode == DeviceMode.BUSY:
+            raise ModbusError(BUSY)
 
     def read(self, unit: int, address: int, count: int) -> bytes:
+        self._not_busy()
         for start, size in self._sizes.items():
             if start <= address and address + count <= start + size:
                 at = 2 * (address - start)
@@ -94,6 +93,7 @@ class _Registers:
         return float(int(monotonic() - self._start_s) + 1 & 0xFFFF)
 
     def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
+        self._not_busy()
         values: dict[str, float] = {}
         at = 0
         while at < len(data):
@@ -136,6 +136,8 @@ class BmsDevice(_Registers):
     def __init__(self, plant: Plant, profile: Profile | None = None) -> None:
         super().__init__(plant, profile or load("bms_2100"), plant.rack.size.strings)
         self._arrays = {array.address: (name, array) for name, array in self.profile.arrays.items()}
+        self.unmeasured = {"cell_v": 0, "cell_c": 0}  # the first so many cells answer the sentinel
+        self.extra_alarms = [0, 0, 0]  # trip, stop, warn: bits besides its own
 
     def apply(self, values: Mapping[str, float]) -> None:
         self._ems_heartbeat = values.get("ems_heartbeat", self._ems_heartbeat)
@@ -145,7 +147,9 @@ class BmsDevice(_Registers):
         rack, string = self.plant.rack, unit - self.profile.first_unit
         if name == "balancing":
             return array.encode(rack.balancing[string].ravel())
-        return array.encode((self._cell_v() if name == "cell_v" else rack.cell_c())[string].ravel())
+        values = (self._cell_v() if name == "cell_v" else rack.cell_c())[string].ravel()
+        values[: max(0, self.unmeasured[name] - string * values.size)] = np.nan
+        return array.encode(values)
 
     def _cell_v(self) -> Array:
         return self.plant.rack.cell_v(self.plant.rack_a)
@@ -160,6 +164,7 @@ class BmsDevice(_Registers):
             "soc_pct": 100.0 * float(self.plant.rack.string_soc()[string]),
             "heartbeat": self.heartbeat,
             "ems_heartbeat": self._ems_heartbeat,
+            **({"charge_limit_a": 0.0, "discharge_limit_a": 0.0} if string + 1 == self.plant.rack.offline else {}),
         }
 
     def _summary(self, cell_v: Array, cell_c: Array, string_a: float) -> dict[str, float]:
@@ -172,7 +177,7 @@ class BmsDevice(_Registers):
         alarms = alarm_bits(plant.rack.chemistry, values, string_a / plant.rack.string_ah, plant.insulation_kohm)
         return {
             **values,
-            **dict(zip(_ALARMS, map(float, alarms), strict=True)),
+            **{n: float(own | extra) for n, own, extra in zip(_ALARMS, alarms, self.extra_alarms, strict=True)},
             "state": 0.0 if abs(string_a) < 1.0 else 1.0 if string_a > 0 else 2.0,
             "soh_pct": 100.0,
             "cell_v_avg": float(cell_v.mean()),
@@ -246,6 +251,7 @@ class PcsDevice(_Registers):
         pcs = self.plant.pcs
         return {
             "state": float(pcs.state),
+            "fault_bits": float(pcs.fault_bits),
             "dc_v": self.plant.pcs_v(),
             "dc_a": self.plant.pcs_a(),
             "ac_w": self.plant.ac_w(),
@@ -259,78 +265,3 @@ class PcsDevice(_Registers):
             "discharge_limit_a": pcs.discharge_limit_a,
             "ems_heartbeat": self._ems_heartbeat,
         }
-
-
-def other_units(answers: bytes) -> bytes:
-    """The same answers under the next unit id."""
-    made, at = bytearray(answers), 0
-    while at < len(made):
-        made[at + 6] = made[at + 6] % 247 + 1
-        at += 6 + int(struct.unpack_from(">H", made, at + 4)[0])
-    return bytes(made)
-
-
-class _Wire(asyncio.Protocol):
-    """The strict server's protocol with a saboteur on the wire."""
-
-    def __init__(self, device: BenchDevice, open_wires: set[_Wire]) -> None:
-        self._device, self._open = device, open_wires
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        host, port = transport.get_extra_info("peername")[:2]
-        self._session = Session(self._device, f"{host}:{port}", Counters(), _raise)
-        self._open.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        mode = self._device.mode
-        if mode == DeviceMode.SILENT:
-            return
-        if mode == DeviceMode.GARBAGE:
-            self._send(os.urandom(32))
-            return
-        answers, alive = self._session.receive(data)
-        if mode == DeviceMode.SLOW:
-            asyncio.get_running_loop().call_later(_SLOW_S, self._send, answers)
-        else:
-            self._send(other_units(answers) if mode == DeviceMode.WRONG_UNIT else answers)
-        if not alive:
-            self.transport.close()
-
-    def _send(self, answers: bytes) -> None:
-        if answers and not self.transport.is_closing():
-            self.transport.write(answers)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._open.discard(self)
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-class BenchServer:
-    """A listening device. Made by `serve_device`."""
-
-    def __init__(self, listener: asyncio.Server, wires: set[_Wire]) -> None:
-        self._listener, self._wires = listener, wires
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        port: int = self._listener.sockets[0].getsockname()[1]
-        return port
-
-    def close(self) -> None:
-        """Stops listening and drops every connection."""
-        self._listener.close()
-        for wire in tuple(self._wires):
-            wire.transport.abort()
-
-
-async def serve_device(device: BenchDevice, host: str, port: int) -> BenchServer:
-    """Serves `device` with its `mode` in force on every byte. Raises OSError when the port is in use."""
-    wires: set[_Wire] = set()
-    loop = asyncio.get_running_loop()
-    return BenchServer(await loop.create_server(lambda: _Wire(device, wires), host, port), wires)

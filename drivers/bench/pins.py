@@ -75,14 +75,14 @@ class InputPin(_BenchPin):
 
 
 class OutputPin(_BenchPin):
-    """A line of ours: stored only when it changes, with the time of the change."""
+    """A line of ours: stored only when it changes, with the time of the change; read back from its terminal."""
 
     def __init__(self, factory: BenchFactory, line: Line) -> None:
         super().__init__(factory, line)
-        self._words, self._at = factory.words, line.number
+        self._words, self._held, self._at = factory.words, factory.inputs, line.number
 
     def _get_state(self) -> int:
-        return int(self._words[self._at]) & 1
+        return (self._held[self._at] or int(self._words[self._at])) & 1
 
     def _set_state(self, value: int) -> None:
         level = 1 if value else 0

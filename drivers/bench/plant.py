@@ -11,6 +11,7 @@ import math
 import random
 from typing import Protocol
 
+from .loops import Sampler
 from .rack import Rack
 
 CLOSE_NS, OPEN_NS = 30_000_000, 20_000_000
@@ -43,20 +44,27 @@ class Wiring(Protocol):
     def set_input(self, name: str, level: bool) -> None: ...
     def set_loops(self, microampere: tuple[int, ...], stamp_ns: int) -> None: ...
     def output(self, name: str) -> tuple[int, int]: ...
+    def hold_output(self, name: str, hold: bool) -> None: ...
+    def held_output(self, name: str) -> bool: ...
 
 
 class Contactor:
-    """Closes 30 ms after its coil is energised, opens 20 ms after; stuck does not close, welded does not open."""
+    """Closes 30 ms after its coil is energised, opens 20 ms after; stuck does not close, welded does not open.
+
+    Dropped is without coil current, whatever the coil supply does.
+    """
 
     def __init__(self) -> None:
-        self.closed = self.energised = self.welded = self.stuck = False
+        self.closed = self.energised = self.welded = self.stuck = self.dropped = False
+        self.close_ns, self.open_ns = CLOSE_NS, OPEN_NS
         self._since_ns = 0
 
     def tick(self, energised: bool, now_ns: int) -> None:
         """Moves the armature."""
+        energised = energised and not self.dropped
         if energised != self.energised:
             self.energised, self._since_ns = energised, now_ns
-        delay_ns = CLOSE_NS if energised else OPEN_NS
+        delay_ns = self.close_ns if energised else self.open_ns
         held = self.stuck if energised else self.welded
         if energised != self.closed and not held and now_ns - self._since_ns >= delay_ns:
             self.closed = energised
@@ -65,7 +73,7 @@ class Contactor:
 class Pcs:
     """Follows a current set-point while it runs, is connected and its own watchdog sees the EMS heartbeat change."""
 
-    STANDBY, RUN = 1, 2
+    STANDBY, RUN, FAULT = 1, 2, 3
 
     def __init__(self) -> None:
         self.run = False
@@ -73,11 +81,15 @@ class Pcs:
         self.charge_limit_a = self.discharge_limit_a = PCS_RATED_A
         self.current_a = 0.0
         self.connected = False
+        self.fault_bits = 0  # any: it carries nothing
+        self.follow_pct = 100.0  # share of the set-point that it works towards
         self._silent_s = math.inf
 
     @property
     def state(self) -> int:
         """RUN when it may carry current, else STANDBY; its control supply is not the rack."""
+        if self.fault_bits:
+            return Pcs.FAULT
         return Pcs.RUN if self.run and self.connected else Pcs.STANDBY
 
     def heartbeat(self) -> None:
@@ -86,9 +98,9 @@ class Pcs:
 
     def demand_a(self) -> float:
         """What it works towards."""
-        if not self.run or self._silent_s > PCS_WATCHDOG_S:
+        if not self.run or self.fault_bits or self._silent_s > PCS_WATCHDOG_S:
             return 0.0
-        return min(self.discharge_limit_a, max(-self.charge_limit_a, self.setpoint_a))
+        return min(self.discharge_limit_a, max(-self.charge_limit_a, self.setpoint_a)) * self.follow_pct / 100.0
 
     def tick(self, connected: bool, dt_s: float) -> None:
         """First-order lag behind a ramp limit; at once 0 A when the DC side is lost."""
@@ -110,9 +122,14 @@ class Plant:
         self.pcs = Pcs()
         self.contactors = {name: Contactor() for name in COILS}
         self.interlocks = [True] * 8
-        self.loops_ma = [13.0] * 8
+        self.sampler = Sampler()
+        self.chatter_interlock, self.chatter_period_ms, self.chatter_open_ms = 0, 100.0, 10.0
+        self.supply_24v_lost = False
+        self.insulation_set_kohm = INSULATION_KOHM
         self.kill_pressed = self.tamper_open = self.reset_pressed = self.ground_fault = False
-        self.dv_offset_v = 0.0
+        self.dv_offset_v = self.bms_offset_v = self.bms_offset_a = self.pcs_offset_a = 0.0
+        self.pcs_gain = 1.0
+        self.pcs_forced_v = 0.0  # what its DC voltmeter shows, 0 = the voltage
         self.dc_link_v = 0.0
         self.rack_a = 0.0
         self.alive_relay = self.safe_enable = False
@@ -132,7 +149,7 @@ class Plant:
         if pressed and not self.kill_pressed:
             self._kill_edge_ns = now_ns
         self.kill_pressed = pressed
-        self.wiring.set_input("kill_switch", not pressed)
+        self.wiring.set_input("kill_switch", not pressed and not self.supply_24v_lost)
 
     def tick(self, now_ns: int) -> None:
         """Moves the plant to `now_ns`, CLOCK_MONOTONIC; read the clock before the call."""
@@ -148,7 +165,7 @@ class Plant:
     @property
     def insulation_kohm(self) -> float:
         """Towards earth."""
-        return GROUND_FAULT_KOHM if self.ground_fault else INSULATION_KOHM
+        return GROUND_FAULT_KOHM if self.ground_fault else self.insulation_set_kohm
 
     @property
     def rack_v(self) -> float:
@@ -156,21 +173,24 @@ class Plant:
         return self.rack.bus_v(self.rack_a)
 
     def bms_v(self) -> float:
-        """The BMS's voltmeter: its own gain, noise."""
-        return self.rack_v * BMS_GAIN + self._noise.gauss(0.0, VOLT_NOISE)
+        """The BMS's voltmeter: its own gain, noise and the injected offset."""
+        return max(0.0, self.rack_v * BMS_GAIN + self._noise.gauss(0.0, VOLT_NOISE) + self.bms_offset_v)
 
     def bms_string_a(self) -> list[float]:
-        """The BMS's ammeters, one a string."""
-        noise = CURRENT_NOISE / self.rack.size.strings
-        return [float(a) + self._noise.gauss(0.0, noise) for a in self.rack.string_a(self.rack_a)]
+        """The BMS's ammeters, one a string, with their share of the injected offset."""
+        strings = self.rack.size.strings
+        noise, offset_a = CURRENT_NOISE / strings, self.bms_offset_a / strings
+        return [float(a) + self._noise.gauss(offset_a, noise) for a in self.rack.string_a(self.rack_a)]
 
     def pcs_v(self) -> float:
-        """The PCS's DC voltmeter: its own gain, noise and the injected offset."""
+        """The PCS's DC voltmeter: its own gain, noise and the injected offset or reading."""
+        if self.pcs_forced_v:
+            return self.pcs_forced_v
         return max(0.0, self.dc_link_v * PCS_GAIN + self._noise.gauss(0.0, VOLT_NOISE) + self.dv_offset_v)
 
     def pcs_a(self) -> float:
-        """The PCS's DC ammeter."""
-        return self.pcs.current_a + self._noise.gauss(0.0, CURRENT_NOISE)
+        """The PCS's DC ammeter with the injected errors."""
+        return self.pcs.current_a * self.pcs_gain + self._noise.gauss(self.pcs_offset_a, CURRENT_NOISE)
 
     def ac_w(self) -> float:
         """AC power with the losses of conversion, + is export."""
@@ -188,7 +208,7 @@ class Plant:
             self._kill_edge_ns = 0
 
     def _move_contactors(self, now_ns: int) -> None:
-        supply = self.safe_enable and self.alive_relay and not self.kill_pressed
+        supply = self.safe_enable and self.alive_relay and not self.kill_pressed and not self.supply_24v_lost
         for name, contactor in self.contactors.items():
             contactor.tick(supply and bool(self.wiring.output(f"coil_{name}")[0]), now_ns)
 
@@ -224,15 +244,22 @@ class Plant:
         self._charge_as = self._cells_due_s = 0.0
 
     def _drive_inputs(self, now_ns: int) -> None:
-        set_input = self.wiring.set_input
-        set_input("tamper", not self.tamper_open)
+        supply, set_input = not self.supply_24v_lost, self.wiring.set_input
+        set_input("kill_switch", supply and not self.kill_pressed)
+        set_input("tamper", supply and not self.tamper_open)
         if self.reset_pressed and not self._reset_held:
             self._reset_ns = now_ns
         self._reset_held = self.reset_pressed
-        set_input("reset_button", self.reset_pressed or now_ns - self._reset_ns < PRESS_NS)
-        set_input("insulation", not self.ground_fault)
+        set_input("reset_button", supply and (self.reset_pressed or now_ns - self._reset_ns < PRESS_NS))
+        set_input("insulation", supply and not self.ground_fault)
+        open_now = self._chattering(now_ns)
         for at, closed in enumerate(self.interlocks, 1):
-            set_input(f"interlock_{at}", closed)
+            set_input(f"interlock_{at}", supply and closed and at != open_now)
         for name, contactor in self.contactors.items():
-            set_input(f"fb_{name}", contactor.closed)
-        self.wiring.set_loops(tuple(round(1000.0 * ma) for ma in self.loops_ma), now_ns)
+            set_input(f"fb_{name}", supply and contactor.closed)
+        if microampere := self.sampler.due(now_ns):
+            self.wiring.set_loops(microampere, now_ns)
+
+    def _chattering(self, now_ns: int) -> int:
+        """The interlock that chatters, while it is open; else 0."""
+        return self.chatter_interlock if now_ns / 1e6 % self.chatter_period_ms < self.chatter_open_ms else 0

@@ -124,12 +124,27 @@ class Rack:
         self.balancing: NDArray[np.bool_] = np.zeros(shape, np.bool_)
         self._v1, self._v2 = np.zeros(shape), np.zeros(shape)
         self.hot_cell: tuple[int, float] | None = None
+        self.forced_cell: tuple[int, float] | None = None  # flat index and V, as measured; the rack's voltage is true
+        self._connected: Array = np.ones(self.size.strings)
         self._refresh()
 
     def set_soc(self, soc: float) -> None:
         """Moves the mean SoC to `soc` (0..1), keeps the spread between cells, forgets the RC pairs."""
         self.soc = np.clip(self.soc + (soc - self.mean_soc()), 0.0, 1.0)
         self._v1[:], self._v2[:] = 0.0, 0.0
+        self._refresh()
+
+    @property
+    def offline(self) -> int:
+        """The string that has disconnected itself, counted from 1; 0 = none."""
+        away = np.flatnonzero(self._connected == 0.0)
+        return int(away[0]) + 1 if away.size else 0
+
+    @offline.setter
+    def offline(self, string: int) -> None:
+        self._connected[:] = 1.0
+        if string:
+            self._connected[string - 1] = 0.0
         self._refresh()
 
     def mean_soc(self) -> float:
@@ -147,11 +162,14 @@ class Rack:
 
     def string_a(self, current_a: float) -> Array:
         """How the strings share `current_a`; at 0 A they still exchange what levels them."""
-        return (self._string_emf_v - self.bus_v(current_a)) / self._string_ohm
+        return (self._string_emf_v - self.bus_v(current_a)) * self._string_siemens
 
     def cell_v(self, current_a: float) -> Array:
         """Terminal voltage of every cell."""
-        return self._emf_v - self._r0 * self.string_a(current_a)[:, None, None]
+        cells: Array = self._emf_v - self._r0 * self.string_a(current_a)[:, None, None]
+        if self.forced_cell is not None:
+            cells.flat[self.forced_cell[0]] = self.forced_cell[1]
+        return cells
 
     def cell_c(self) -> Array:
         """Temperature of every cell."""
@@ -205,6 +223,6 @@ class Rack:
         )
         self._emf_v = self._ocv_v - self._v1 - self._v2
         self._string_emf_v: Array = self._emf_v.sum((1, 2))
-        self._string_ohm: Array = self._r0.sum((1, 2))
-        self.ohm = float(1.0 / (1.0 / self._string_ohm).sum())
-        self.emf_v = float((self._string_emf_v / self._string_ohm).sum() * self.ohm)
+        self._string_siemens: Array = self._connected / self._r0.sum((1, 2))
+        self.ohm = float(1.0 / self._string_siemens.sum())
+        self.emf_v = float((self._string_emf_v * self._string_siemens).sum() * self.ohm)

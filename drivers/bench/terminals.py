@@ -1,6 +1,7 @@
 """The bench's terminal block: three memory-mapped files with one writer each, and a FIFO of edges.
 
-`bench-in.term`: one byte an input line, then the stamp of the loops and eight uint32 in microampere. Bench writes.
+`bench-in.term`: one byte an input line; one an output line, 2 or 3 when its terminal is held at level 0 or 1; then the
+stamp of the loops and eight uint32 in microampere. Bench writes.
 `bench-out-controller.term`, `bench-out-guard.term`: one native uint64 a line, the CLOCK_MONOTONIC ns of the line's last
 change with the level in its lowest bit, so that level and stamp are one store. The named process writes.
 `bench-edges`: records of line uint32, level uint32, CLOCK_MONOTONIC ns uint64.
@@ -23,6 +24,7 @@ LOOPS_AT = 64
 LOOPS = struct.Struct("=Q8I")
 IN_SIZE, OUT_SIZE = 128, 256
 EDGE = struct.Struct("=IIQ")
+HELD = 2
 ROLES: tuple[Role, ...] = ("controller", "guard")
 
 
@@ -62,6 +64,8 @@ class Terminals:
         out = {
             role: memoryview(map_file(directory / out_file(role), OUT_SIZE, write=False)).cast("Q") for role in ROLES
         }
+        for line in OUTPUTS:
+            self._in[line.number] = 0
         self._words = {line.name: (out[line.role], line.number) for line in OUTPUTS if line.role is not None}
         self._fifo = _edges_fifo(directory / EDGES_FILE)
         self.edges_lost = 0
@@ -92,8 +96,17 @@ class Terminals:
     def output(self, name: str) -> tuple[int, int]:
         """Level of an output and the ns of its last change."""
         words, number = self._words[name]
-        word = words[number]
-        return word & 1, word & ~1
+        word, held = words[number], self._in[number]
+        return (held or word) & 1, word & ~1
+
+    def hold_output(self, name: str, hold: bool) -> None:
+        """A broken driver: the terminal keeps the level it has, whatever is written; reading it back shows that."""
+        level = self.output(name)[0]
+        self._in[LINES[name].number] = HELD | level if hold else 0
+
+    def held_output(self, name: str) -> bool:
+        """True while the terminal is held."""
+        return bool(self._in[LINES[name].number])
 
     def close(self) -> None:
         """Lets go of the FIFO; the loops are no longer sampled."""
