@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint format docs check-docs bench prove lock clean
+.PHONY: help setup run demo test lint format docs check-docs bench prove faults mutation soak lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -48,6 +48,16 @@ format: $(STAMP)  ## rewrites the sources in the agreed format
 
 prove: $(STAMP)  ## searches the state machine exhaustively, compares the golden listing, tries the mutants
 	@exec $(BIN)/python -m tests.proof
+
+mutation: $(STAMP)  ## changes the code rule by rule; a test must notice each change (WRITE=1: also docs/mutation.md)
+	@exec $(BIN)/python -m tests.mutation $(if $(WRITE),--write)
+
+soak: $(STAMP)  ## 30 minutes of random faults and acknowledgement, watched from outside (MINUTES=n, SEED=n)
+	@exec $(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+faults: $(STAMP)  ## injects every fault, measures against promises (ONLY=ID,.. QUICK=1 SEED=n; WRITE=1: also docs/safety-case.md)
+	@exec $(BIN)/python -m tests.faults $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED)) \
+		$(if $(WRITE),--write)
 
 docs: $(STAMP)  ## writes the documents that are made from tables
 	@$(BIN)/python -m firmware.docgen

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from waiting import wait_until
 
 from drivers.bench.control import POINTS as BENCH_POINTS
+from firmware.config import prepare
 from firmware.points import PointClient, PointError
 from firmware.registers import POINT
 from firmware.runner import Ports
@@ -80,30 +81,61 @@ class Appliance:
         return not any(self.bench.read("true_pos", "true_neg", "true_precharge").values())
 
     def pid(self, name: str) -> int:
-        """Process id of one of the runner's children, by its module."""
+        """Process id of one of the runner's children, by its module: "guard", or "bench"."""
+        wanted = {f"firmware.{name}", f"drivers.{name}"}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end while we look
                 ours = entry.name.isdecimal() and f"PPid:\t{self.runner.pid}\n" in (entry / "status").read_text()
-                if ours and f"firmware.{name}" in (entry / "cmdline").read_text().split("\0"):
+                if ours and wanted & set((entry / "cmdline").read_text().split("\0")):
                     return int(entry.name)
         raise AssertionError(f"{name} does not run")
 
     def log(self) -> str:
         return (self.logs / "battery.log").read_text()
 
+    def image(self) -> Path:
+        """The directory of the process image."""
+        environ = Path(f"/proc/{self.pid('guard')}/environ").read_bytes().split(b"\0")
+        return Path(next(e for e in environ if e.startswith(b"EMS_RUN_DIR=")).partition(b"=")[2].decode())
+
+
+def _configuration(directory: Path, ports: Ports, changes: Mapping[str, object]) -> Path:
+    """The bench's configuration with some lines changed."""
+    at = {"bms": ports.EMS_BMS_PORT, "pcs": ports.EMS_PCS_PORT, "modbus": ports.EMS_MODBUS_PORT}
+    places = {f"{name}_host": "127.0.0.1" for name in at} | {f"{name}_port": port for name, port in at.items()}
+    prepare(directory, {**places, "log_directory": str(directory.parent), **changes})
+    return directory
+
+
+RUNNER = ("-m", "firmware.runner")
+
 
 @contextmanager
 def appliance(
-    logs: Path, speed: int = 1, soc: float = 20.0, without: str = "", **environment: str
+    logs: Path,
+    speed: int = 1,
+    soc: float = 20.0,
+    without: str = "",
+    configured: Mapping[str, object] | None = None,
+    start: tuple[str, ...] = RUNNER,
+    environment: Mapping[str, str] | None = None,
+    nice: int = 0,
 ) -> Iterator[Appliance]:
-    """Started, READY printed; ended in order afterwards. `without`: capabilities taken away, as setpriv names them."""
+    """Started, READY printed; ended in order afterwards. `without`: capabilities taken away, as setpriv names them.
+
+    `configured`: lines of the configuration that differ from the bench's. `start`: another way to call the runner.
+    `nice`: below 0 other programs of this machine come second.
+    """
     ports = free_ports()
-    environ = {**os.environ, **{k: str(v) for k, v in ports._asdict().items()}, **environment}
+    environ = {**os.environ, **{k: str(v) for k, v in ports._asdict().items()}, **(environment or {})}
     environ.pop("EMS_CONFIG_DIR", None)
+    if configured is not None:
+        environ["EMS_CONFIG_DIR"] = str(_configuration(logs / "config", ports, configured))
     runner = subprocess.Popen(
         [
             *(("setpriv", "--bounding-set", without) if without else ()),
-            *(sys.executable, "-m", "firmware.runner", "--headless", "--directory", str(logs)),
+            *(("nice", "-n", str(nice)) if nice else ()),
+            *(sys.executable, *start, "--headless", "--directory", str(logs)),
             *("--speed", str(speed), "--soc", str(soc)),
         ],
         env=environ, stdout=subprocess.PIPE, text=True,

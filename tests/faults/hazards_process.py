@@ -1,0 +1,80 @@
+"""Hazards of the processes and the machine they run on."""
+
+from __future__ import annotations
+
+from .row import CORE, DRIVER, ELSEWHERE, LIVE, SCENE
+from .row import row as _row
+from .row import tests as _t
+
+PROCESS = (
+    _row("P1", "The controller dies with closed contactors",
+         "Safe-enable off within 30 ms (three scans), contactors open within 150 ms; the successor starts in FAULT.",
+         "firmware.guard:Guard._heartbeat", LIVE, SCENE,
+         *_t("guard", "a_silent_controller_drops_safe_enable_within_three_scan_periods_and_not_before_two"), ms=30),
+    _row("P2", "Another process dies",
+         "Guard: open within 150 ms. Aggregator: as C1. Others: the rack charges on. Each is started again within 2 "
+         "s.",
+         "firmware.runner:Supervisor.check", LIVE, SCENE,
+         *_t("system", "killing_the_modbus_server_does_not_open_the_contactors",
+         "killing_the_guard_opens_the_contactors_by_the_pulse_train_relay")),
+    _row("P3", "A process hangs",
+         "As if it were dead (P1, P2): each process stopped under charge ends in its safe state, and goes on "
+         "afterwards.",
+         "firmware.guard:Guard.tick", LIVE, SCENE, ELSEWHERE + "that systemd kills what hangs is part of the image"),
+    _row("P3-guard", "The guard hangs and its safe-enable stays on",
+         "The pulse-train relay falls out: contactors open within 150 ms (relay 100, contactor 20).",
+         "firmware.guard:Guard.tick", LIVE, SCENE,
+         *_t("bench_plant", "the_alive_relay_falls_out_100_ms_after_the_last_toggle_and_not_before"), ms=150),
+    _row("P4", "Scans come late",
+         "Late scans are counted and never caught up; the third in a row trips.",
+         "statemachine.detect:scan_overrun", CORE, SCENE,
+         *_t("core_faults", "three_late_scans_in_a_row_are_a_trip_and_two_are_not"), ms=10),
+    _row("P5", "An exception in a scan leaves outputs on",
+         "Outputs are off before the process ends, the successor starts in FAULT; 20,000 exceptions leave no memory "
+         "behind.",
+         "firmware.controller:main", LIVE, SCENE,
+         *_t("machine", "a_guard_that_is_not_true_or_false_is_an_error_not_a_no"), ms=150),
+    _row("P6", "Other programs take the processor",
+         "With every core busy and a storm of forks the rack charges on.",
+         "firmware.realtime:prepare", LIVE, SCENE,
+         *_t("system", "without_the_right_to_real_time_the_bench_still_runs_and_says_so")),
+    _row("P7", "Memory runs out",
+         "Whichever process the kernel takes, it ends as P1 and P2 promise.",
+         "firmware.realtime:lock_memory", LIVE, SCENE,
+         ELSEWHERE + "that the kernel takes the server first (OOMScoreAdjust) is part of the image"),
+    _row("P8", "The disk is full, read-only or failing",
+         "The rack charges on; ERR_STORE within 10 s; what was not written is written or counted when there is room "
+         "again.",
+         "firmware.historian:Historian.poll", LIVE, SCENE,
+         *_t("journal", "a_disk_that_fails_for_a_while_loses_nothing_that_memory_can_hold"),
+         *_t("freeze_frame", "a_full_disk_is_told_and_the_capture_is_written_when_there_is_room"), ms=10_000),
+    _row("P9", "The wall clock jumps",
+         "An hour forward or back, 1970 and 2038 move no timer: the rack charges on, events keep their order, the "
+         "step is told.",
+         "firmware.realtime:sleep_until", LIVE, SCENE,
+         *_t("journal", "order_is_by_number_whatever_the_wall_clock_did")),
+    _row("P10", "A time server lies",
+         "Each lie is rejected, and time is for stamps only: nothing steps or slews it.",
+         "drivers.clock:judge", DRIVER, *_t("clock", "a_lie_is_refused",
+         "a_false_server_among_three_neither_makes_nor_spoils_trust")),
+    _row("P11", "Shared memory is torn or flipped",
+         "A damaged slot is not believed, the last good value ages.",
+         "drivers.section:SectionReader.read", DRIVER, *_t("section", "a_damaged_slot_is_not_believed",
+         "a_million_reads_against_a_hammering_writer_are_never_torn")),
+    _row("P12", "Processes start in another order",
+         "In any order they come to ISOLATED, with no coil before.",
+         "firmware.controller:Controller", LIVE, SCENE, *_t("core_faults", "a_guard_that_starts_late_is_waited_for")),
+    _row("P13", "A process dies again and again",
+         "After five deaths in a minute the run ends in order, with the reason.",
+         "firmware.runner:Supervisor.check", LIVE,
+         *_t("runner", "a_process_that_keeps_dying_ends_the_run_and_its_last_words_are_shown"),
+         ELSEWHERE + "that the server goes on answering is a matter of the image's services"),
+    _row("P14", "A bad configuration is taken in part",
+         "Refused whole, the old one stays, the line is named.",
+         "firmware.config:load", LIVE, *_t("server", "an_invalid_file_changes_nothing_and_is_named"),
+         *_t("system", "a_reread_configuration_narrows_at_once_widens_when_open_and_refuses_nonsense")),
+    _row("P15", "A lowered limit waits",
+         "Obeyed in the next scan; a raised one waits for open contactors.",
+         "statemachine.settings:narrowed", CORE, SCENE,
+         *_t("core_faults", "a_configuration_can_narrow_but_not_widen_while_closed"), ms=10),
+)  # fmt: skip

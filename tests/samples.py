@@ -1,0 +1,17 @@
+"""One healthy answer of each device, for tests that change a value of it."""
+
+from __future__ import annotations
+
+from statemachine.signals import Bms, Pcs
+
+BMS = Bms(
+    poll=5, v_stamp_ms=500.0, rack_v=1100.0, rack_a=0.0, soc_pct=50.0, soc_max_pct=52.0, soc_min_pct=48.0,
+    soh_pct=100.0, cell_v_max=3.70, cell_v_min=3.68, cell_v_avg=3.69, cell_v_max_at=0, cell_v_min_at=1,
+    cell_c_max=26.0, cell_c_min=25.0, cell_c_max_at=2, cell_c_min_at=3, charge_max_a=1120.0, discharge_max_a=1120.0,
+    insulation_kohm=2000.0, alarm_trip=0, alarm_stop=0, alarm_warn=0, cells_bad=0, cells_balancing=0,
+    strings_online=4, plausible=True, identity_ok=True, loss_pct=0.0,
+)  # fmt: skip
+PCS = Pcs(
+    poll=25, v_stamp_ms=500.0, dc_v=1100.0, dc_a=0.0, ac_w=0.0, ac_hz=50.0, state=2, fault_bits=0,
+    charge_max_a=1120.0, discharge_max_a=1120.0, identity_ok=True, loss_pct=0.0,
+)  # fmt: skip

@@ -1,0 +1,246 @@
+"""Which command is refused where, and what becomes of a command: every rule at its edge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rig import COMMAND
+
+from statemachine import wishes
+from statemachine.commands import refusal
+from statemachine.signals import Command, LossPolicy, Mode, Result, Why
+from statemachine.states import CLOSED, State
+from statemachine.wishes import IDLE, Wish, Wishes
+
+NOT_YET = {
+    State.INIT: Why.STARTING,
+    State.FAULT: Why.FAULT_LATCHED,
+    State.EMERGENCY_STOP: Why.EMERGENCY_STOP,
+    State.LOCKOUT: Why.LOCKOUT,
+}
+PERMIT_COUNTS = (State.ISOLATED, State.STOPPING)
+KNOWN = Wishes(seq=7, mode=Mode.READY, voided_seq=3, result=Result.ACCEPTED, heartbeat=0, wset_version=0)
+
+
+@pytest.mark.parametrize("state", State)
+def test_off_is_allowed_everywhere(state: State) -> None:
+    assert refusal(Mode.OFF, state, Why.NO_DATA) is Why.NONE
+
+
+@pytest.mark.parametrize("mode", [Mode.READY, Mode.CHARGE, Mode.DISCHARGE, Mode.GRID])
+@pytest.mark.parametrize("state", State)
+def test_what_a_command_to_close_is_told(state: State, mode: Mode) -> None:
+    expected = NOT_YET.get(state, Why.NONE)
+    if state is State.SERVICE:
+        expected = Why.IN_SERVICE
+    assert refusal(mode, state, Why.NONE) is expected
+    assert refusal(mode, state, Why.INTERLOCK_OPEN) is (Why.INTERLOCK_OPEN if state in PERMIT_COUNTS else expected)
+
+
+@pytest.mark.parametrize("state", State)
+def test_service_is_entered_from_isolated_only_whatever_forbids_closing(state: State) -> None:
+    allowed = state in (State.ISOLATED, State.SERVICE)
+    expected = Why.NONE if allowed else NOT_YET.get(state, Why.NOT_ISOLATED)
+    assert refusal(Mode.SERVICE, state, Why.NO_DATA) is expected
+
+
+def judged(
+    c: Command | None, was: Wishes = KNOWN, state: State = State.READY, permit: Why = Why.NONE,
+    age_ms: float = 0.0, dt_ms: float = 10.0,
+) -> tuple[Wishes, Wish]:  # fmt: skip
+    return wishes.step(was, c, age_ms, state, permit, dt_ms)
+
+
+def command(**changes: Any) -> Command:
+    return COMMAND._replace(**{"seq": 7, "mode": Mode.READY, **changes})
+
+
+def test_at_the_start_nothing_was_commanded() -> None:
+    assert Wishes() == (-1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, -1, 0.0, 0)
+    assert IDLE == (Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
+
+
+def test_without_a_server_there_is_no_wish_and_nothing_is_forgotten() -> None:
+    assert judged(None) == (KNOWN, IDLE)
+    assert judged(None, age_ms=1e9) == (KNOWN, IDLE)
+
+
+def test_the_same_command_again_changes_nothing() -> None:
+    after, wish = judged(command(c_rate=0.5, target_soc_pct=80.0, w=100.0))
+    assert after == KNOWN._replace(quiet_ms=10.0)
+    assert wish == Wish(Mode.READY, (Mode.READY, 100.0, 0.5, 80.0), 0.5, 80.0, 100.0, False, False)
+
+
+@pytest.mark.parametrize("changes", [{"seq": 8}, {"mode": Mode.CHARGE}, {"seq": 6}])
+def test_a_new_number_or_a_new_mode_is_judged(changes: dict[str, int]) -> None:
+    was = KNOWN._replace(result=Result.NONE)
+    after, wish = judged(command(**changes), was)
+    assert (after.seq, after.mode, after.result, after.why) == (
+        changes.get("seq", 7), changes.get("mode", Mode.READY), Result.ACCEPTED, Why.NONE
+    )  # fmt: skip
+    assert after.voided_seq == 3
+    assert wish.mode == after.mode
+
+
+def test_a_refused_command_is_void_and_says_why() -> None:
+    after, wish = judged(command(seq=8, mode=Mode.SERVICE))
+    assert (after.voided_seq, after.result, after.why) == (8, Result.REJECTED, Why.NOT_ISOLATED)
+    assert wish.mode is Mode.READY
+
+
+def test_a_new_command_in_a_severe_state_is_refused_with_its_reason() -> None:
+    after, wish = judged(command(seq=8, mode=Mode.CHARGE), state=State.FAULT)
+    assert (after.voided_seq, after.result, after.why) == (8, Result.REJECTED, Why.FAULT_LATCHED)
+    assert wish.mode is Mode.OFF
+
+
+def test_a_new_command_without_permit_is_refused_with_what_forbids_closing() -> None:
+    after, _ = judged(command(seq=8, mode=Mode.CHARGE), state=State.ISOLATED, permit=Why.PCS_FAULT)
+    assert (after.voided_seq, after.result, after.why) == (8, Result.REJECTED, Why.PCS_FAULT)
+
+
+def test_a_voided_number_is_not_new_under_another_mode() -> None:
+    after, _ = judged(command(seq=3, mode=Mode.CHARGE))
+    assert (after.voided_seq, after.result, after.why) == (3, Result.REJECTED, Why.SEQ_NOT_NEW)
+    after, _ = judged(command(seq=3, mode=Mode.OFF))
+    assert (after.voided_seq, after.result, after.why) == (3, Result.ACCEPTED, Why.NONE)
+
+
+def test_a_new_command_under_a_lost_heartbeat_is_refused_but_off_is_not() -> None:
+    lost = KNOWN._replace(lost=True)
+    silent = {"heartbeat_armed": True, "heartbeat_timeout_s": 0.0, "loss_policy": LossPolicy.HOLD}
+    after, _ = judged(command(seq=8, mode=Mode.CHARGE, **silent), lost)
+    assert (after.voided_seq, after.result, after.why) == (8, Result.REJECTED, Why.HEARTBEAT_LOST)
+    after, _ = judged(command(seq=8, mode=Mode.OFF, **silent), lost)
+    assert (after.voided_seq, after.result, after.why) == (3, Result.ACCEPTED, Why.NONE)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_command_that_was_there_in_a_severe_state_is_void(state: State) -> None:
+    after, wish = judged(command(), state=state)
+    voids = state in (State.INIT, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT)
+    assert after.voided_seq == (7 if voids else 3)
+    assert wish.mode is (Mode.OFF if voids else Mode.READY)
+    assert after.why is Why.NONE
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_void_command_keeps_closed_contactors_closed_and_service_serviced(state: State) -> None:
+    _, wish = judged(command(mode=Mode.CHARGE), KNOWN._replace(mode=Mode.CHARGE, voided_seq=7), state)
+    expected = Mode.READY if state in CLOSED and state is not State.STOPPING else Mode.OFF
+    assert wish.mode is (Mode.SERVICE if state is State.SERVICE else expected)
+
+
+def test_off_stays_off_even_when_its_number_is_void() -> None:
+    was = KNOWN._replace(mode=Mode.OFF, voided_seq=7)
+    assert judged(command(mode=Mode.OFF), was)[1].mode is Mode.OFF
+    assert judged(command(mode=Mode.OFF), was, State.SERVICE)[1].mode is Mode.OFF
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("mode", Mode)
+def test_where_contactors_open_a_missing_permit_ends_the_command(state: State, mode: Mode) -> None:
+    was = KNOWN._replace(mode=mode)
+    after, _ = judged(command(mode=mode), was, state, Why.INTERLOCK_OPEN)
+    severe = state in (State.INIT, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT)
+    opening = state in (State.ISOLATED, State.STOPPING) and mode is not Mode.SERVICE
+    assert after.voided_seq == (7 if severe or opening else 3)
+    rejected = opening and mode not in (Mode.OFF, Mode.SERVICE)
+    assert (after.result, after.why) == (
+        (Result.REJECTED, Why.INTERLOCK_OPEN) if rejected else (Result.ACCEPTED, Why.NONE)
+    )
+
+
+def test_a_void_command_is_not_refused_a_second_time() -> None:
+    was = KNOWN._replace(voided_seq=7, why=Why.BMS_ALARM, result=Result.REJECTED)
+    assert judged(command(), was, State.ISOLATED, Why.NO_DATA)[0].why is Why.BMS_ALARM
+
+
+# heartbeat
+
+
+def test_a_heartbeat_that_differs_is_alive_even_when_it_falls_to_zero() -> None:
+    was = KNOWN._replace(heartbeat=5, quiet_ms=9000.0, lost=True)
+    after, _ = judged(command(heartbeat=0), was)
+    assert (after.heartbeat, after.quiet_ms, after.lost) == (0, 0.0, False)
+
+
+@pytest.mark.parametrize(("age_ms", "alive"), [(2000.0, True), (2001.0, False)])
+def test_a_server_that_is_silent_for_two_seconds_is_no_heartbeat(age_ms: float, alive: bool) -> None:
+    after, _ = judged(command(heartbeat=1), age_ms=age_ms)
+    assert (after.heartbeat, after.quiet_ms, after.lost) == ((1, 0.0, False) if alive else (0, 10.0, True))
+
+
+@pytest.mark.parametrize(("age_ms", "lost"), [(2000.0, False), (2001.0, True)])
+def test_without_a_new_heartbeat_a_silent_server_is_lost(age_ms: float, lost: bool) -> None:
+    assert judged(command(), KNOWN._replace(lost=not lost), age_ms=age_ms)[0].lost is lost
+
+
+@pytest.mark.parametrize(
+    ("armed", "quiet_ms", "lost"), [(True, 9990.0, False), (True, 9991.0, True), (False, 1e9, False)]
+)
+def test_an_armed_heartbeat_is_lost_after_its_time(armed: bool, quiet_ms: float, lost: bool) -> None:
+    was = KNOWN._replace(quiet_ms=quiet_ms, lost=not lost)
+    after, _ = judged(command(heartbeat_armed=armed, heartbeat_timeout_s=10.0), was)
+    assert (after.quiet_ms, after.lost) == (quiet_ms + 10.0, lost)
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [(LossPolicy.STANDBY, Mode.READY), (LossPolicy.HOLD, Mode.CHARGE), (LossPolicy.ISOLATE, Mode.OFF)],
+)
+def test_what_a_lost_heartbeat_does_is_the_policy(policy: LossPolicy, mode: Mode) -> None:
+    was = KNOWN._replace(mode=Mode.CHARGE, why=Why.BMS_ALARM)
+    silent = command(mode=Mode.CHARGE, heartbeat_armed=True, heartbeat_timeout_s=0.0, loss_policy=policy)
+    after, wish = judged(silent, was)
+    hold = policy is LossPolicy.HOLD
+    assert wish.mode is mode
+    assert (after.voided_seq, after.why) == ((3, Why.BMS_ALARM) if hold else (7, Why.HEARTBEAT_LOST))
+    again, _ = judged(silent, after._replace(why=Why.BMS_ALARM))
+    assert again.why is Why.BMS_ALARM, "it is said once"
+
+
+def test_a_void_command_isolates_only_while_the_heartbeat_is_lost() -> None:
+    was = KNOWN._replace(mode=Mode.CHARGE, voided_seq=7)
+    present = command(mode=Mode.CHARGE, loss_policy=LossPolicy.ISOLATE)
+    assert judged(present, was)[1].mode is Mode.READY
+
+
+# reversion of the SunSpec power set-point
+
+SET = {"w": 5.0, "wset_enabled": True, "wset_w": -1000.0, "wset_revert_w": 300.0, "wset_revert_s": 0.02}
+
+
+def test_a_new_set_point_starts_its_time_and_acts() -> None:
+    after, wish = judged(command(wset_version=1, **SET))
+    assert (after.wset_version, after.wset_left_ms, after.wset_reverted) == (1, 20.0, 0)
+    assert (wish.grid_w, wish.wset_active, wish.reverted) == (-1000.0, True, False)
+    assert wish.content == (Mode.READY, -1000.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("left_ms", "reverted"), [(10.1, 0), (10.0, 1), (9.9, 1), (0.5, 1)])
+def test_a_set_point_reverts_when_its_time_is_over(left_ms: float, reverted: int) -> None:
+    was = KNOWN._replace(wset_version=1, wset_left_ms=left_ms)
+    after, wish = judged(command(wset_version=1, wset_revert_enabled=True, **SET), was)
+    assert after.wset_left_ms == pytest.approx(max(0.0, left_ms - 10.0))
+    assert after.wset_reverted == reverted
+    assert (wish.grid_w, wish.reverted) == ((300.0, True) if reverted else (-1000.0, False))
+
+
+def test_a_reverted_set_point_may_be_none_at_all() -> None:
+    was = KNOWN._replace(wset_version=1, wset_reverted=1)
+    _, wish = judged(command(wset_version=1, wset_revert_enabled=False, **SET), was)
+    assert (wish.grid_w, wish.wset_active, wish.reverted) == (5.0, False, True)
+
+
+def test_without_a_time_a_set_point_stays_and_nothing_reverts() -> None:
+    was = KNOWN._replace(wset_version=2, wset_left_ms=0.0, wset_reverted=1)
+    after, wish = judged(command(wset_version=2, **SET), was)
+    assert after == was._replace(quiet_ms=10.0)
+    assert (wish.grid_w, wish.reverted) == (-1000.0, False)
+
+
+def test_version_zero_was_never_written_and_never_reverts() -> None:
+    _, wish = judged(command(**SET))
+    assert not wish.reverted
