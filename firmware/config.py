@@ -129,7 +129,13 @@ class Limits(_Conf):
         "zone that each of the loops 1 to 8 watches; two failed loops in one zone stop the rack",
     )
     loop_filter_time: float = _number(1.0, 0, 60, "s", "time constant of a thermal loop's filter")
-    loop_max_rate: float = _number(5.0, 0.1, 100, "K/s", "a thermal loop that falls faster is not believed")
+    loop_max_rate: float = _number(
+        5.0,
+        0.1,
+        100,
+        "K/s",
+        "a thermal loop that moves faster is not believed; what it shows above counts all the same",
+    )
     max_closings_per_hour: int = _whole(20, 1, 1000, "", "contactor closings in a row, and an hour on average")
     max_precharges: int = _whole(6, 3, 100, "", "precharges in a row, and in ten minutes on average")
     max_under_load: int = _whole(10, 1, 1000, "", "openings and closings under load until inspection is due")

@@ -138,7 +138,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(34, "ERR_LOOP_STUCK", "loops", _D, 0, 0x58,
           "A thermal loop does not move although the others do. It counts as failed: half the rate or none. Mend it."),
     Fault(35, "ERR_LOOP_RATE", "loops", _D, 0, 0x59,
-          "A thermal loop fell faster than loop_max_rate: no thermal mass does that. It counts as failed. "
+          "A thermal loop moved faster than loop_max_rate: no thermal mass does that. It counts as failed. "
           "Check its wiring."),
     Fault(36, "ERR_SAMPLER", "loops", _S, 300, 0x61,
           "No fresh values of the thermal loops: the ADC or its sampler is silent. Check the bus, acknowledge."),

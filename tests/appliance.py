@@ -19,6 +19,8 @@ from firmware.config import prepare
 from firmware.points import PointClient, PointError
 from firmware.registers import POINT
 from firmware.runner import Ports
+from firmware.words import FAULT_BITS, faults_in
+from statemachine.faults import names
 from statemachine.signals import Mode
 from statemachine.states import State
 
@@ -42,6 +44,10 @@ class Appliance:
 
     def get(self, name: str) -> float:
         return self.site.read(name)[name]
+
+    def faults(self) -> list[str]:
+        """Names of the faults that are active or latched."""
+        return names(faults_in(self.site.read(*FAULT_BITS)))
 
     def truth(self, name: str) -> float:
         return self.bench.read(name)[name]
@@ -108,6 +114,8 @@ def _configuration(directory: Path, ports: Ports, changes: Mapping[str, object])
 
 
 RUNNER = ("-m", "firmware.runner")
+PATIENT = {"max_closings_per_hour": 1000, "max_precharges": 100, "max_under_load": 1000}
+"""For a rack that closes more often than a real one may."""
 
 
 @contextmanager

@@ -72,7 +72,10 @@ LIES: dict[str, tuple[Reply, str]] = {
     "no transmit time": (lie(transmitted=0), "a time stamp is zero"),
     "no receive time": (lie(received=0), "a time stamp is zero"),
     "sent before it was received": (lie(received=stamp(time.time() + 86_400)), "it worked -"),
-    "worked longer than we waited": (lie(transmitted=stamp(time.time() + 86_400)), "it worked .* on the answer, we waited"),
+    "worked longer than we waited": (
+        lie(transmitted=stamp(time.time() + 86_400)),
+        "it worked .* on the answer, we waited",
+    ),
     "root dispersion": (lie(root_dispersion_s=1.2), "root distance 1.2.. s, allowed up to 1 s"),
     "root delay": (lie(root_delay_s=16.0), "root distance 8.0.. s, allowed up to 1 s"),
 }

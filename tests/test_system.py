@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from appliance import Appliance, appliance
+from appliance import PATIENT, Appliance, appliance
 from waiting import wait_until
 
 from firmware.registers import POINT
-from statemachine import faults
 from statemachine.signals import Mode, StatusBit
 from statemachine.states import CHARGING, State
 
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    with appliance(tmp_path_factory.mktemp("run"), speed=20) as made:
+    with appliance(tmp_path_factory.mktemp("run"), speed=20, configured=PATIENT) as made:
         yield made
 
 
@@ -44,7 +43,7 @@ def recover(a: Appliance) -> None:
         a.site.write({"AckFaults": 1})
         return False
 
-    wait_until(isolated, 30, lambda: f"ISOLATED; is {a.state()}, {faults.names(int(a.get('FaultBits')))}", pause_s=0.5)
+    wait_until(isolated, 30, lambda: f"ISOLATED; is {a.state()}, {a.faults()}", pause_s=0.5)
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_a_fault_set_over_modbus_ends_in_its_state_with_the_true_contactors_open
     charging.inject(**cause)
     charging.until(end)
     wait_until(charging.all_open, 5, "the true contactors open")
-    assert name in faults.names(int(charging.get("FaultBits")))
+    assert name in charging.faults()
     wait_until(lambda: f"FAULT ON {name}" in charging.log(), 5, "battery.log names it")
 
 
@@ -110,7 +109,7 @@ def test_a_voltage_difference_below_two_volts_is_no_emergency(charging: Applianc
     polls = charging.get("BmsPolls")
     wait_until(lambda: charging.get("BmsPolls") > polls + 20, 20, "20 comparisons")
     assert charging.state() in CHARGING
-    assert charging.get("FaultBits") == 0
+    assert charging.faults() == []
 
 
 def test_a_hot_cell_takes_the_charge_limit_to_zero_and_is_named(charging: Appliance) -> None:
@@ -134,7 +133,7 @@ def test_killing_the_controller_under_charge_opens_the_contactors_without_it(cha
     wait_until(lambda: a.truth("true_safe_enable") == 0, 2, "the guard drops safe-enable")
     wait_until(a.all_open, 2, "the true contactors open")
     a.until(State.EMERGENCY_STOP, State.FAULT)
-    shown = faults.names(int(a.get("FaultBits")))
+    shown = a.faults()
     assert "ERR_CONTROLLER_RESTART" in shown
     assert a.all_open(), "the successor starts in FAULT, never in charge"
 
@@ -153,7 +152,7 @@ def test_killing_the_modbus_server_does_not_open_the_contactors(charging: Applia
     a.until(State.READY, *CHARGING)
     assert a.pid("server") != first
     assert a.truth("true_pos") == a.truth("true_neg") == 1
-    assert a.get("FaultBits") == 0
+    assert a.faults() == []
 
 
 def test_without_a_client_heartbeat_that_was_once_there_the_current_goes_to_zero(isolated: Appliance) -> None:
@@ -175,7 +174,7 @@ def test_an_orderly_stop_and_start_of_the_command_returns_to_isolated(charging: 
     charging.until(State.ISOLATED)
     assert charging.all_open()
     assert charging.truth("true_opened_under_load") == before, "the current went first"
-    assert charging.get("FaultBits") == 0
+    assert charging.faults() == []
 
 
 def _configure(a: Appliance, name: str, value: str) -> None:
@@ -239,5 +238,5 @@ def test_mbpoll_charges_the_rack_from_20_to_80_percent(tmp_path: Path) -> None:
         _mbpoll(a, POINT["CmdMode"].address, Mode.OFF)
         a.until(State.ISOLATED)
         assert a.all_open()
-        assert a.get("FaultBits") == 0
+        assert a.faults() == []
         assert "FAULT ON" not in a.log()

@@ -28,7 +28,6 @@ from firmware.controller import PRIORITY
 from firmware.guard import PRIORITY as GUARD_PRIORITY
 from firmware.guard import TICK_NS
 from firmware.registers import BASE, END, POINT, VENDOR_FIRST
-from statemachine import faults
 from statemachine.signals import InterlockBit, LimitReason, Mode, Why
 from statemachine.states import CHARGING, State
 
@@ -110,7 +109,7 @@ def charging(a: Appliance, plan: Plan) -> Iterator[Row]:
 
 
 def _condition(a: Appliance) -> str:
-    return f"{a.state()!r}, faults {faults.names(int(a.get('FaultBits')))}"
+    return f"{a.state()!r}, faults {a.faults()}"
 
 
 def _core(a: Appliance) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import core_rows, live_comms, live_faults, live_inputs, live_process, own_rows, safety_case
 from .judge import FAILED, Verdict, passing, verdict
 from .row import Row
-from .scenario import CORE, LIVE, OWN, Live, Outcome, Reaction
+from .scenario import CORE, LIVE, OWN, CannotHere, Live, Outcome, Reaction
 from .stand import Stand, stand
 from .table import TABLE
 
@@ -76,6 +76,8 @@ def outcomes(runs: dict[str, object], names: Iterable[str]) -> dict[str, Outcome
         start = time.monotonic()
         try:
             found[name] = runs[name]()  # type: ignore[operator]
+        except CannotHere as error:
+            found[name] = Outcome(left=str(error))
         except Exception as error:
             found[name] = failure(error)
         _progress(name, found[name], start)

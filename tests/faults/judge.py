@@ -48,6 +48,8 @@ def verdict(row: Row, outcome: Outcome | str | None, passed: dict[str, bool]) ->
         return Verdict(row, FAILED, "", outcome)
     if outcome and (slow := late(row, outcome)):
         return Verdict(row, FAILED, measured(outcome), f"{max(slow):.0f} ms, promised {row.ms:.0f} ms")
+    if outcome and outcome.left:
+        return Verdict(row, LEFT, "", ELSEWHERE + outcome.left)
     if broken := [node for node in row.nodes if passed.get(node) is False]:
         return Verdict(row, FAILED, measured(outcome), f"fails: {', '.join(broken)}")
     if outcome is None and not any(node in passed for node in row.nodes):

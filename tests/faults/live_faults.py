@@ -9,7 +9,6 @@ from typing import NamedTuple
 from waiting import wait_until
 
 from drivers.bench.loops import LoopMode
-from drivers.bench.wire import DeviceMode
 from statemachine.faults import BY_NAME, Severity
 from statemachine.signals import Mode
 from statemachine.states import CLOSED, State

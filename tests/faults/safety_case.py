@@ -89,8 +89,8 @@ def _matrix() -> str:
     calamities = list(dict.fromkeys(cell.calamity for cell in CELLS))
     found = {(cell.process, cell.calamity): cell for cell in CELLS}
     lines = [
-        "## Processes against calamities\n\nWhile the rack charges at 280 A. Every event of the process image was "
-        "in battery.log afterwards, unless a field says otherwise.\n",
+        "## Processes against calamities\n\nWhile the rack charges. Every event of the process image was in battery.log "
+        "or in the journal afterwards, unless a field says otherwise.\n",
         _cells("process", *calamities),
         "|" + "---|" * (len(calamities) + 1),
     ]
@@ -106,6 +106,8 @@ def _left(verdicts: list[Verdict]) -> str:
     lines = ["## What is not shown here\n"]
     for v in verdicts:
         reasons = [shown for shown in v.row.shown if shown.startswith((ELSEWHERE, OPEN))]
+        if v.word == LEFT and v.why.startswith(ELSEWHERE) and v.why not in reasons:
+            reasons.append(v.why)
         lines += [f"- **{v.row.id}** ({v.row.hazard}): {reason}." for reason in reasons]
     skipped = [v.row.id for v in verdicts if v.word == SKIPPED]
     if skipped:

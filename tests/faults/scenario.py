@@ -18,11 +18,16 @@ class Reaction(NamedTuple):
     allowance_ms: float = 0.0
 
 
+class CannotHere(Exception):
+    """This machine does not let the scenario happen; the text says why."""
+
+
 class Outcome(NamedTuple):
     """What a scenario found; it raises AssertionError when the promise is broken."""
 
     reactions: tuple[Reaction, ...] = ()
     note: str = ""
+    left: str = ""  # why this machine did not let it happen
 
 
 class Live(NamedTuple):
