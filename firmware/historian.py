@@ -263,7 +263,7 @@ class Historian:
 
 
 def _now(text: str) -> Event:
-    return Event(0, time.monotonic_ns(), time.time_ns(), 0, 0, 0, text)
+    return Event(0, time.monotonic_ns(), max(0, time.time_ns()), 0, 0, 0, text)
 
 
 def _unseen(events: list[Event], lost: int, recorded: list[tuple[int, int]]) -> int:
@@ -310,7 +310,7 @@ def main() -> int:
     logs = _log_directory()
     run, state = run_directory(), state_directory()
     try:
-        historian = Historian(run, logs, state, float(os.environ.get("EMS_CSV_PERIOD_S", "1.0")))
+        historian = Historian(run, logs, state, float(os.environ.get("EMS_CSV_PERIOD_S", "5.0")))
     except SectionError as error:
         print(f"historian: {error}", file=sys.stderr)
         return 2

@@ -213,9 +213,9 @@ class EventLog:
         self._sequence: int = _EVENT.unpack(self._slots[-1])[0] if self._slots else 0
 
     def add(self, kind: int, a: int = 0, b: int = 0, text: str = "") -> None:
-        """Appends one event, stamped now."""
+        """Appends one event, stamped now. A wall clock before 1970 counts as 1970: no clock may end a scan."""
         self._sequence += 1
-        packed = _EVENT.pack(self._sequence, monotonic_ns(), time_ns(), kind, 0, a, b, text.encode()[:88])
+        packed = _EVENT.pack(self._sequence, monotonic_ns(), max(0, time_ns()), kind, 0, a, b, text.encode()[:88])
         self._slots = [*self._slots[-EVENT_SLOTS + 1 :], packed]
         self._section.publish(b"".join(self._slots))
 

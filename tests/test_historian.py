@@ -81,6 +81,19 @@ def _event(kind: EventKind, a: int = 0, b: int = 0, text: str = "") -> Event:
     return Event(1, 0, 0, kind, a, b, text)
 
 
+def test_a_wall_clock_before_1970_ends_nobody(
+    run: Path, logs: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firmware.image.time_ns", lambda: -1_500_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: -1_500_000_000)
+    EventLog(writer("controller", run)["events"]).add(0, text="long ago")
+    historian = Historian(run, logs, state)
+    historian.poll()
+    historian.say("here")
+    historian.close()
+    assert [line[:23] for line in _lines(logs)] == ["1970-01-01T00:00:00.000"] * 2
+
+
 def test_an_event_is_a_line_with_utc_time_monotonic_time_process_and_words(run: Path, logs: Path, state: Path) -> None:
     events = EventLog(writer("controller", run)["events"])
     historian = Historian(run, logs, state)

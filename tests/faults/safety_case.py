@@ -89,8 +89,8 @@ def _matrix() -> str:
     calamities = list(dict.fromkeys(cell.calamity for cell in CELLS))
     found = {(cell.process, cell.calamity): cell for cell in CELLS}
     lines = [
-        "## Processes against calamities\n\nWhile the rack charges. Every event of the process image was in battery.log "
-        "or in the journal afterwards, unless a field says otherwise.\n",
+        "## Processes against calamities\n\nWhile the rack charges. Every event of the process image was in "
+        "battery.log or in the journal afterwards, unless a field says otherwise.\n",
         _cells("process", *calamities),
         "|" + "---|" * (len(calamities) + 1),
     ]
