@@ -21,7 +21,7 @@ from drivers.section import SectionFile
 
 from . import image
 from .config import ConfigError, Site, config_directory, load_site
-from .realtime import STOP_SIGNALS
+from .realtime import STOP_SIGNALS, arrived
 
 PERIOD_NS = 1_000_000_000
 TIMEOUT_S = 1.0
@@ -114,11 +114,11 @@ def run(look: Callable[[], None]) -> None:
     deadline = monotonic_ns()
     while True:
         left_s = max(0.0, (deadline - monotonic_ns()) / 1e9)
-        arrived = signal.sigtimedwait(STOP_SIGNALS, left_s)
-        if arrived is None:
+        number = arrived(left_s)
+        if not number:
             look()
             deadline = max(deadline + PERIOD_NS, monotonic_ns())
-        elif arrived.si_signo != signal.SIGHUP:
+        elif number != signal.SIGHUP:
             return
 
 

@@ -6,11 +6,12 @@ import ctypes
 import gc
 import os
 import signal
-from time import CLOCK_MONOTONIC
+from time import CLOCK_MONOTONIC, monotonic, sleep
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _TIMER_ABSTIME = 1
+_LOOK_S = 0.05
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -59,10 +60,24 @@ def settle() -> None:
     gc.disable()
 
 
+def arrived(timeout_s: float) -> int:
+    """The first of STOP_SIGNALS, which must be blocked, that comes within the time; 0 when none does.
+
+    It never blocks in sigtimedwait: CPython 3.11 makes up a signal there when a stopped process is continued late.
+    """
+    end_s = monotonic() + timeout_s
+    while (found := signal.sigtimedwait(STOP_SIGNALS, 0)) is None:
+        left_s = end_s - monotonic()
+        if left_s <= 0.0:
+            return 0
+        sleep(min(left_s, _LOOK_S))
+    return found.si_signo
+
+
 def pending_stop() -> bool:
     """Whether SIGTERM or SIGINT arrived since the last call; SIGHUP is taken and means nothing here."""
-    while (arrived := signal.sigtimedwait(STOP_SIGNALS, 0)) is not None:
-        if arrived.si_signo != signal.SIGHUP:
+    while number := arrived(0):
+        if number != signal.SIGHUP:
             return True
     return False
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from .config import ConfigError, Site, load, prepare
 from .panel import how_to_talk
 from .points import PointClient, PointError
+from .realtime import STOP_SIGNALS, arrived
 from .registers import POINT
 
 HOST = "127.0.0.1"
@@ -33,7 +34,6 @@ CONTROLLER_STOP_S = 20.0
 MOST_DEATHS, DEATHS_S = 5, 60.0
 _BENCH_START_S = 30.0
 _TICK_S = 0.1
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -295,8 +295,8 @@ def _attend(run: Run, headless: bool) -> int:
     """Until a signal (0) or the run cannot go on (1). SIGHUP goes on to the server, unless the terminal is gone."""
     ready, terminal = False, sys.stdout.isatty()
     while True:
-        got = signal.sigtimedwait(_SIGNALS, _TICK_S)
-        if got and got.si_signo == signal.SIGHUP and sys.stdout.isatty() == terminal:
+        got = arrived(_TICK_S)
+        if got == signal.SIGHUP and sys.stdout.isatty() == terminal:
             run.supervisor.signal("server", signal.SIGHUP)
         elif got:
             return 0
@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("build/run"), help="logs and configuration")
     parser.add_argument("--keep-state", action="store_true", help="begin as after a power cycle: what was saved counts")
     args = parser.parse_args()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     chosen = {"EMS_BENCH_SPEED": args.speed, "EMS_BENCH_SOC": args.soc}
     environ = {**os.environ, **{name: value for name, value in chosen.items() if value}}
     try:
