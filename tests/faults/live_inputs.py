@@ -142,11 +142,6 @@ def all_interlocks_drop_together(s: Stand) -> Reaction:
     return Reaction(ms, s.allowance_ms)
 
 
-@live("ERR_INTERLOCK_OPEN", repeats=1)
-def one_interlock_opens(s: Stand) -> Reaction:
-    return trips(s, "ERR_INTERLOCK_OPEN", interlock_4=0)
-
-
 @live("ERR_GROUND_FAULT", repeats=1)
 def the_insulation_falls(s: Stand) -> Reaction:
     reaction = trips(s, "ERR_GROUND_FAULT", ground_fault=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -98,11 +99,12 @@ class Stand:
             os.kill(pid, signal.SIGCONT)
 
     def power_cut(self) -> None:
-        """Every process is gone at once, the runner first; what was not on the disk in tmpfs terms stays."""
-        children = [self.pid(name) for name in PROCESSES]
+        """Every process is gone at once, the runner first, and the process image with them."""
+        children, image = [self.pid(name) for name in PROCESSES], self.a.image()
         for pid in (self.a.runner.pid, *children):
             os.kill(pid, signal.SIGKILL)
         self.a.runner.wait()
+        shutil.rmtree(image, ignore_errors=True)  # tmpfs does not survive a cut
 
     # what is seen of it
 
