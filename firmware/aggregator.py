@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from math import nan
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -41,10 +42,14 @@ REMIND_S = 60.0
 """A device that stays down is told again once in this time."""
 MAX_EVENTS_A_MINUTE = 20
 LOSS_REQUESTS = 200
+SHORTEST_WAIT_S = 0.02
+"""An answer is waited for at least this long: the hiccup of a device or of this machine is no loss."""
 
 T = TypeVar("T", bound=tuple[Any, ...])
+R = TypeVar("R")
 
 _WRITTEN = ("run", "setpoint_a", "charge_limit_a", "discharge_limit_a")
+_STOP = (0.0,) * len(_WRITTEN)
 
 Tell = Callable[[str], None]
 
@@ -125,6 +130,27 @@ class Loss:
             self.pct += (100.0 * lost - self.pct) / LOSS_REQUESTS
 
 
+class Patience:
+    """How long an answer is waited for: the retransmission timer of RFC 6298, from what this device's answers take."""
+
+    def __init__(self, longest_s: float) -> None:
+        self.wait_s = self._longest_s = longest_s
+        self._mean_s = self._deviation_s = nan
+
+    def answered(self, took_s: float) -> None:
+        """A good answer came."""
+        if self._mean_s != self._mean_s:
+            self._mean_s, self._deviation_s = took_s, took_s / 2.0
+        else:
+            self._deviation_s += (abs(self._mean_s - took_s) - self._deviation_s) / 4.0
+            self._mean_s += (took_s - self._mean_s) / 8.0
+        self.wait_s = min(max(SHORTEST_WAIT_S, self._mean_s + 4.0 * self._deviation_s), self._longest_s)
+
+    def lost(self) -> None:
+        """None came: the next is waited for twice as long."""
+        self.wait_s = min(2.0 * self.wait_s, self._longest_s)
+
+
 class Reports:
     """Turns what happens on a link into few events: one a change, a reminder a minute, never more than 20 a minute."""
 
@@ -180,7 +206,12 @@ def verify(link: Link, profile: Profile, unit: int) -> str:
 
 
 class Poller(Thread, ABC):
-    """Keeps one device polled on an absolute schedule; late polls are skipped, never caught up."""
+    """Keeps one device polled on an absolute schedule; late polls are skipped, never caught up.
+
+    A request that gets no good answer is made again on a new connection, so that a gateway which loses single frames
+    costs milliseconds and not the poll; request_timeout_ms after its start a poll is given up. Who answers is asked
+    when that has happened, not in between.
+    """
 
     def __init__(self, link: Link, profile: Profile, period_ms: int, tell: Tell, stop: Event) -> None:
         super().__init__(name=link.peer, daemon=True)
@@ -188,15 +219,39 @@ class Poller(Thread, ABC):
         self._period_s = period_ms / 1000.0
         self._reports = Reports(tell)
         self.loss = Loss()
+        self._longest_s = link.timeout_s
+        self._patience = Patience(link.timeout_s)
+        self._give_up_s = 0.0
 
     def read(self, unit: int, address: int, count: int) -> bytes:
-        """One request, counted. Raises LinkError."""
-        with self.loss.request():
-            return self.link.read(unit, address, count, self.profile.read_function)
+        """Registers, asked for until they come or the poll is given up. Raises LinkError."""
+        return self.insist(partial(self.link.read, unit, address, count, self.profile.read_function))
+
+    def insist(self, request: Callable[[], R]) -> R:
+        """`request` until it gets a good answer or the poll is given up; each attempt is counted. Raises LinkError."""
+        while True:
+            self.link.timeout_s = self._patience.wait_s
+            asked_s = monotonic()
+            try:
+                with self.loss.request():
+                    answer = request()
+                self._patience.answered(monotonic() - asked_s)
+                return answer
+            except ExceptionAnswer:
+                raise
+            except LinkError as error:
+                if monotonic() >= self._give_up_s:
+                    raise
+                self._count(error)
+                self.stop.wait(asked_s + self._patience.wait_s - monotonic())  # nor does a quick liar get more attempts
+                self._patience.lost()
+                self.link.connect()
+                self.tally.connects += 1
 
     def run(self) -> None:
         while not self.stop.is_set():
             attempt_s = monotonic()
+            self.link.timeout_s = self._longest_s
             try:
                 self.link.connect()
                 self.tally.connects += 1
@@ -241,6 +296,7 @@ class Poller(Thread, ABC):
 
     def _poll_once(self, name: str) -> None:
         started_ns = monotonic_ns()
+        self._give_up_s = monotonic() + self._longest_s
         if not self.poll():
             self._failed(Garbage(f"{self.link.peer} heartbeat stands still for more than {FROZEN_S:g} s"))
             return
@@ -250,10 +306,13 @@ class Poller(Thread, ABC):
             self.tally.up = True
             self._reports.change("up", f"{self.link.peer} connected: {name}")
 
-    def _failed(self, error: LinkError) -> None:
+    def _count(self, error: LinkError) -> None:
         counter = _COUNTED.get(type(error))
         if counter:
             setattr(self.tally, counter, getattr(self.tally, counter) + 1)
+
+    def _failed(self, error: LinkError) -> None:
+        self._count(error)
         report = self._reports.change if self.tally.up else self._reports.trouble
         self.tally.up = False
         report(type(error).__name__, str(error))
@@ -332,9 +391,9 @@ class BmsPoller(Poller):
         if self._ems_beat is None or monotonic() < self._beat_due_s:
             return
         self._beat_due_s = monotonic() + 1.0
+        address, beat = self.profile.points[self._ems_beat].address, self.profile.encode(self._ems_beat, _count_up())
         for unit in self._units:
-            point = self.profile.points[self._ems_beat]
-            self.link.write(unit, point.address, self.profile.encode(self._ems_beat, _count_up()))
+            self.insist(partial(self.link.write, unit, address, beat))
 
 
 def _count_up() -> int:
@@ -371,9 +430,8 @@ class PcsPoller(Poller):
 
     def idle(self, until_s: float) -> None:
         while not self.stop.is_set():
-            wanted = self._wanted()
-            if wanted != self._written:
-                self._write(wanted)
+            if self._wanted() != self._written:
+                self.insist(self._write)
             left_s = until_s - monotonic()
             if left_s <= 0:
                 return
@@ -381,7 +439,7 @@ class PcsPoller(Poller):
 
     def poll(self) -> bool:
         started_ns = monotonic_ns()
-        self._write(self._wanted())
+        self.insist(self._write)
         values: dict[str, float] = {}
         stamp_ms = 0.0
         for block in self._reads:
@@ -396,23 +454,24 @@ class PcsPoller(Poller):
         return True
 
     def finish(self) -> None:
-        self._write((0.0,) * len(_WRITTEN))
+        self._write(_STOP)
 
     def _wanted(self) -> tuple[float, ...]:
         """Values of `_WRITTEN`: the controller's while they are fresh, else stop and 0 A."""
         control = self._control.refresh()
         if control is None or self._control.age_ms() > CONTROL_TIMEOUT_MS:
-            return (0.0,) * len(_WRITTEN)
+            return _STOP
         return float(control.pcs_run), control.setpoint_a, control.charge_limit_a, control.discharge_limit_a
 
-    def _write(self, wanted: tuple[float, ...]) -> None:
+    def _write(self, wanted: tuple[float, ...] | None = None) -> None:
+        """What is wanted at this very moment: an attempt that is made again must not bring an old set-point."""
+        wanted = wanted or self._wanted()
         values = dict(zip(_WRITTEN, wanted, strict=True))
         if self._ems_beat is not None:
             values[self._ems_beat] = _count_up()
         for block in self._writes:
             data = b"".join([self.profile.encode(name, values[name]) for name in block.names])
-            with self.loss.request():
-                self.link.write(self._unit, block.address, data)
+            self.link.write(self._unit, block.address, data)
         self._written = wanted
 
 

@@ -136,7 +136,7 @@ class Controller:
             image.CONTROL.pack(
                 *Control(
                     self.scans, out.setpoint_a, out.pcs_run, closed, out.charge_limit_a, out.discharge_limit_a,
-                    self.period_ns // 1_000_000,
+                    self.period_ns // 1_000_000, out.trip,
                 )
             )
         )  # fmt: skip

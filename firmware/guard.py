@@ -1,9 +1,10 @@
 """The guard: a second, independent channel above the controller.
 
 It waits for edges of the kill-switch and the tamper contact and, every tick, for the controller's heartbeat. It owns
-two outputs in series with all contactor coils: safe-enable, dropped at once on an edge or on a late heartbeat, and
-alive, a pulse train for a retriggerable relay that falls out within 100 ms when the guard itself dies or hangs. It arms
-by itself once, at power-up; after any trip only the physical reset arms it again. It alone pets the watchdog.
+two outputs in series with all contactor coils: safe-enable, dropped at once on an edge, on a late heartbeat or when the
+controller trips, whose coil outputs may stick; and alive, a pulse train for a retriggerable relay that falls out within
+100 ms when the guard itself dies or hangs. It arms by itself once, at power-up; after any trip only the physical reset
+arms it again. It alone pets the watchdog.
 
 The heartbeat is counted in ticks of the guard, not in time: when the whole machine stands still for a moment, the guard
 stood still as well and counts one tick. An edge is answered from the levels, at gpiozero's pins and not its devices,
@@ -49,7 +50,7 @@ class Guard:
         self._trip = GuardTrip.GUARD_RESTARTED if before and before.trip != GuardTrip.START else GuardTrip.START
         self._resets = before.resets if before else 0
         self._scan = left.scan if (left := self._control.refresh()) else 0
-        self._armed, self._beating, self._silent_ticks = False, False, 1 << 30
+        self._armed, self._fit, self._silent_ticks = False, False, 1 << 30
         self._ticks, self._ticked_ns, self._pressed_ticks = 0, monotonic_ns(), RESET_TICKS if self._reset.state else 0
 
     def edges(self) -> None:
@@ -83,16 +84,16 @@ class Guard:
                 self._drop(why)
 
     def _heartbeat(self) -> None:
-        control = self._control.refresh()
-        if control is None:
+        if (control := self._control.refresh()) is None:
             return
         if control.scan < self._scan:
             self._drop(GuardTrip.CONTROLLER_RESTARTED)
         self._silent_ticks = self._silent_ticks + 1 if control.scan == self._scan else 0
         self._scan = control.scan
-        self._beating = self._silent_ticks * TICK_NS < LATE_PERIODS * control.period_ms * 1_000_000
-        if not self._beating:
-            self._drop(GuardTrip.HEARTBEAT_LATE)
+        late = self._silent_ticks * TICK_NS >= LATE_PERIODS * control.period_ms * 1_000_000
+        self._fit = not (late or control.trip)
+        if not self._fit:
+            self._drop(GuardTrip.HEARTBEAT_LATE if late else GuardTrip.CONTROLLER_TRIP)
 
     def _drop(self, why: GuardTrip) -> None:
         self._safe.state = 0
@@ -102,9 +103,8 @@ class Guard:
             self._log.add(0, text=f"safe-enable off: {why.name}")
 
     def _arm(self) -> None:
-        if not self._armed and self._beating and all(pin.state for pin, _ in self._chain):
-            self._armed, self._trip = True, GuardTrip.NONE
-            self._safe.state = True
+        if not self._armed and self._fit and all(pin.state for pin, _ in self._chain):
+            self._armed, self._safe.state, self._trip = True, True, GuardTrip.NONE
             self._publish()
             self._log.add(0, text="safe-enable on")
 

@@ -44,6 +44,7 @@ class Control(NamedTuple):
     charge_limit_a: float
     discharge_limit_a: float
     period_ms: int
+    trip: bool  # a cause for a category 0 stop stands: the guard drops safe-enable as well
 
 
 class Status(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from . import charge, contactors, delta, detect, latch, leds, loops, wear, wishes
 from .cmf import Cmf
 from .contactors import Coils, Phase, Sequence
-from .faults import LOCKOUT_MASK, SAVED_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
+from .faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
 from .settings import Settings, narrowed, same
 from .signals import (
     Bms,
@@ -37,6 +37,7 @@ FULL_PCT = 99.5  # a target at or above it is reached by voltage and tail, not b
 STEP_HYSTERESIS_PCT = 1.0
 BMS_FULL_PCT = 95.0  # from here a BMS that takes the current away ends the charge as the ceiling does
 EXPECTED_FALL_C_PER_S = 0.05  # a PCS that follows the demand more slowly than this does not follow
+GUARD_BIT = 1 << BY_NAME["ERR_GUARD"].bit
 EMPTY_C = 0.005  # a discharge limit below it, by voltage or SoC, ends a discharge
 
 _ENERGISED = CLOSED | {State.PRECHARGE}
@@ -489,6 +490,7 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         demand_w=m.demand_a * (now.bms.rack_v if now.bms else 0.0),
         faults_active=m.latches.active,
         faults_latched=m.latches.latched,
+        trip=bool(m.latches.active & TRIP_MASK & ~GUARD_BIT),  # the guard's own trip must not keep it from arming
         led_codes=codes,  # type: ignore[arg-type]
         led_levels=tuple(leds.level(code, int(m.now_ms)) for code in codes),  # type: ignore[arg-type]
         ack_seq=max(0, m.wishes.seq),

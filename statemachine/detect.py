@@ -36,8 +36,10 @@ STORE_SILENT_MS, CLOCK_SILENT_MS = 5000.0, 10_000.0
 INSULATION_WARNING = 2.0  # times min_insulation
 
 _LIVE = frozenset({State.PRECHARGE, State.STOPPING, State.FAULT, State.EMERGENCY_STOP})
-_OWN_TRIPS = frozenset(GuardTrip) - {GuardTrip.NONE, GuardTrip.START, GuardTrip.KILL_SWITCH, GuardTrip.TAMPER}
-"""Kill-switch and tamper are faults of their own."""
+_OWN_TRIPS = frozenset(GuardTrip) - {
+    GuardTrip.NONE, GuardTrip.START, GuardTrip.KILL_SWITCH, GuardTrip.TAMPER, GuardTrip.CONTROLLER_TRIP,
+}  # fmt: skip
+"""Kill-switch and tamper are faults of their own, and so is what made the controller trip."""
 
 
 class Seen(NamedTuple):

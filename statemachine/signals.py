@@ -134,6 +134,7 @@ class GuardTrip(IntEnum):
     START = 5  # not armed yet
     GUARD_RESTARTED = 6
     GUARD_STALLED = 7  # its own ticks had a gap in which the alive relay fell out
+    CONTROLLER_TRIP = 8  # the controller saw a cause for a category 0 stop
 
 
 class WatchdogState(IntEnum):
@@ -261,6 +262,7 @@ class Outputs(NamedTuple):
     demand_w: float  # setpoint_a * rack voltage
     faults_active: int  # bit = Fault.bit
     faults_latched: int
+    trip: bool  # a cause for a category 0 stop stands: the guard opens by its own output as well
     led_codes: tuple[int, int, int, int, int]  # RUN, CHARGE, COMM, FAULT, KILL
     led_levels: tuple[bool, bool, bool, bool, bool]
     ack_seq: int

@@ -144,7 +144,7 @@ class Plant:
         return self._pcs.age_ms()
 
     def control(self, setpoint_a: float, run: bool = True) -> None:
-        control = image.Control(1, setpoint_a, run, True, 300.0, 200.0, 10)
+        control = image.Control(1, setpoint_a, run, True, 300.0, 200.0, 10, False)
         self.controller["control"].publish(image.CONTROL.pack(*control))
 
 

@@ -42,7 +42,7 @@ class World:
         self.outputs = {"safe_enable": Line(0), "alive": Line(0)}
         self.pending: list[Edge] = []
         self.seen: list[int] = []  # safe-enable whenever the edges were taken
-        self.directory, self.now_ns, self.scan, self.beating = directory, 10**9, 0, True
+        self.directory, self.now_ns, self.scan, self.beating, self.asked = directory, 10**9, 0, True, False
         self.control: SectionFile | None = None
         self.guard: Guard | None = None
         self.watchdog: WatchdogSpec | None = None
@@ -72,7 +72,7 @@ class World:
             self.now_ns += TICK_NS
             if self.beating and self.now_ns // TICK_NS % round(PERIOD_MS * 1e6 / TICK_NS) == 0:
                 self.scan += 1
-                control = image.Control(self.scan, 0.0, False, False, 0.0, 0.0, PERIOD_MS)
+                control = image.Control(self.scan, 0.0, False, False, 0.0, 0.0, PERIOD_MS, self.asked)
                 self.control["control"].publish(image.CONTROL.pack(*control))
             self.guard.tick()
         return self
@@ -167,6 +167,24 @@ def test_a_silent_controller_drops_safe_enable_within_three_scan_periods_and_not
     assert 2 * PERIOD_MS <= took_ms <= 3 * PERIOD_MS
     assert took_ms >= LATE_PERIODS * PERIOD_MS - PERIOD_MS
     assert armed.trip() is GuardTrip.HEARTBEAT_LATE
+
+
+def test_a_controller_that_trips_takes_safe_enable_along_in_its_next_tick(armed: World) -> None:
+    armed.asked = True
+    armed.ms(PERIOD_MS)
+    assert armed.safe == 0
+    assert armed.trip() is GuardTrip.CONTROLLER_TRIP
+    assert armed.press().safe == 0, "not while the cause stands"
+    armed.asked = False
+    assert armed.ms(PERIOD_MS).safe == 0
+    assert armed.press().safe == 1
+
+
+def test_nothing_arms_at_power_up_while_the_controller_trips(world: World) -> None:
+    world.asked = True
+    assert world.ms(200).safe == 0
+    world.asked = False
+    assert world.ms(2 * PERIOD_MS).safe == 1
 
 
 def test_a_controller_that_starts_again_is_a_trip(armed: World) -> None:

@@ -300,7 +300,7 @@ def test_a_real_gpiochip_tells_its_label_and_lines() -> None:
 
 
 def _heartbeat(scan: int) -> bytes:
-    return image.CONTROL.pack(*image.Control(scan, 0.0, False, False, 0.0, 0.0, 10))
+    return image.CONTROL.pack(*image.Control(scan, 0.0, False, False, 0.0, 0.0, 10, False))
 
 
 def test_the_guard_drops_safe_enable_on_a_kernel_edge_however_short(

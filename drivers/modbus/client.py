@@ -64,7 +64,7 @@ class Link:
     def __init__(
         self, host: str, port: int, timeout_s: float = 0.3, connect_timeout_s: float = 1.0, name: str = ""
     ) -> None:
-        self._address, self._timeout_s, self._connect_timeout_s = (host, port), timeout_s, connect_timeout_s
+        self._address, self.timeout_s, self._connect_timeout_s = (host, port), timeout_s, connect_timeout_s
         self.peer = f"{name} {host}:{port}".lstrip()
         self._socket: socket.socket | None = None
         self._reader = AduReader()
@@ -140,9 +140,9 @@ class Link:
     def _exchange(self, unit: int, adu: bytes) -> Adu:
         if self._socket is None:
             raise Disconnected(f"{self.peer} is not connected")
-        deadline = monotonic() + self._timeout_s
+        deadline = monotonic() + self.timeout_s
         try:
-            self._socket.settimeout(self._timeout_s)
+            self._socket.settimeout(self.timeout_s)
             self._socket.sendall(adu)
             return self._receive(self._socket, deadline)
         except TimeoutError as error:

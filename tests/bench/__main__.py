@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance import Appliance, appliance
+from appliance import PATIENT, Appliance, appliance
 
 from firmware.aggregator import CONTROL_TICK_S
 
@@ -102,7 +102,7 @@ def main() -> None:
 def _run(plan: Plan) -> list[Row]:
     rows = []
     shutil.rmtree(LOGS, ignore_errors=True)
-    with appliance(LOGS, speed=1, soc=40.0) as a:
+    with appliance(LOGS.resolve(), speed=1, soc=40.0, configured=PATIENT) as a:
         for row in _measure(a, plan):
             rows.append(row)
             print(f"{row.what}: {row.ours} | {row.against}: {row.theirs} | {row.ratio}".rstrip(" |"), flush=True)

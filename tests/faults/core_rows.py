@@ -99,14 +99,6 @@ def a_contactor_drops_out() -> Outcome:
     return Outcome((Reaction(rig.now_ms - start),))
 
 
-@core("I21")
-def an_output_reads_back_otherwise() -> Outcome:
-    rig = charging()
-    ms = seen_ms(rig, BY_NAME["ERR_OUTPUT_READBACK"], by_fault.put("output_sticks", Coils(True, True, True)), 5000)
-    assert rig.state() is State.EMERGENCY_STOP
-    return Outcome((Reaction(ms),))
-
-
 @core("P4")
 def scans_come_late() -> Outcome:
     rig = charging()

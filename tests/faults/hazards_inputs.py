@@ -92,6 +92,7 @@ INPUTS = (
          "drivers.board:open_board", DRIVER, *_t("pins", "a_line_that_another_program_holds_is_named_with_its_holder",
          "a_missing_adapter_is_named_with_what_is_there")),
     _row("I21", "An output does not do what was written",
-         "A coil output that reads back otherwise for 1 s is a trip.",
-         "statemachine.detect:output_readback", CORE, SCENE, ms=1010),
+         "All coil outputs stick on under charge, then a trip: the guard opens by safe-enable, all open in 80 ms.",
+         "firmware.guard:Guard._heartbeat", LIVE, SCENE,
+         *_t("guard", "a_controller_that_trips_takes_safe_enable_along_in_its_next_tick"), ms=80),
 )  # fmt: skip

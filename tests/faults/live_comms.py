@@ -84,13 +84,14 @@ def the_bms_answers_busy(s: Stand) -> Reaction:
 
 @live("C9", repeats=1)
 def a_gateway_loses_frames(s: Stand) -> str:
-    s.inject(pcs_lost_pct=5.0)
-    time.sleep(10.0)
+    s.inject(bms_lost_pct=5.0, pcs_lost_pct=5.0)
+    s.shows("ERR_BMS_LINK_POOR", "ERR_PCS_LINK_POOR")
+    s.scans(3000)
     s.charges_on()
-    poor = "ERR_PCS_LINK_POOR" in s.faults()
-    s.inject(pcs_lost_pct=60.0)
+    s.inject(bms_lost_pct=60.0, pcs_lost_pct=0.0)
     s.until(State.FAULT)
-    return f"5 % of the PCS's answers lost for 10 s: charges on{', ERR_PCS_LINK_POOR' if poor else ''}; 60 %: FAULT"
+    s.shows("ERR_COMM_LOST")
+    return "5 % of BMS and PCS answers lost for more than 30 s: both links told as poor, charges on; 60 %: FAULT"
 
 
 @live("C10")

@@ -49,7 +49,7 @@ CAUSES = (
     Cause("ERR_SAMPLER", {"loops_silent": 1}),
     Cause("ERR_INTERLOCK_CHATTER", {"chatter_interlock": 2, "chatter_period_ms": 200, "chatter_open_ms": 15},
           "isolated"),
-    Cause("ERR_OUTPUT_READBACK", {"hold_coil_pos": 1}, "charging", _OPEN, _ANY_STOP),
+    Cause("ERR_OUTPUT_READBACK", {"hold_coil_neg": 1, "hold_coil_pos": 1}, "charging", _OPEN, _ANY_STOP),
     Cause("ERR_SUPPLY_24V", {"supply_24v_lost": 1}),
     Cause("ERR_BMS_IDENTITY", {"bms_stranger": 1}),
     Cause("ERR_PCS_IDENTITY", {"pcs_stranger": 1}),

@@ -49,6 +49,17 @@ def inhibits(s: Stand, fault: str, **cause: float) -> Reaction:
     return Reaction(ms, s.allowance_ms)
 
 
+@live("I21", quick=True)
+def every_coil_output_sticks(s: Stand) -> Reaction:
+    since = s.inject(hold_coil_neg=1, hold_coil_pos=1, interlock_3=0)
+    ms = s.open_ms(since, 5)
+    assert int(s.truth("true_coils")) & 3 == 3, "the coil outputs are on to this moment"
+    s.stamp("safe-enable off: CONTROLLER_TRIP", since)
+    s.shows("ERR_INTERLOCK_OPEN")
+    s.shows("ERR_OUTPUT_READBACK")
+    return Reaction(ms, s.allowance_ms)
+
+
 @live("I1", quick=True)
 def a_thermal_loop_is_cut(s: Stand) -> Reaction:
     return inhibits(s, "ERR_THERMAL_LOOP", loop_ma_3=0.0)

@@ -25,7 +25,8 @@ from .runner import Fast, Order, Test, Verdict
 HERE = Path("tests/mutation")
 SURVIVORS, KILLERS, HOW = HERE / "survivors.txt", HERE / "killers.txt", HERE / "how.md"
 DOCUMENT = Path("docs/mutation.md")
-COPY, UNLISTED = Path("build/mutation/tree"), Path("build/mutation/unlisted.txt")
+COPY = Path(os.environ.get("EMS_MUTATION_COPY", "build/mutation/tree"))
+UNLISTED = COPY.parent / "unlisted.txt"
 COPIED = ("statemachine", "firmware", "drivers", "tests", "pyproject.toml")
 TARGETS: dict[str, float] = {
     "statemachine/*.py": 100.0, "firmware/guard.py": 90.0, "firmware/store.py": 90.0, "firmware/journal.py": 90.0,
