@@ -209,8 +209,8 @@ class Poller(Thread, ABC):
     """Keeps one device polled on an absolute schedule; late polls are skipped, never caught up.
 
     A request that gets no good answer is made again on a new connection, so that a gateway which loses single frames
-    costs milliseconds and not the poll; request_timeout_ms after its start a poll is given up. Who answers is asked
-    when that has happened, not in between.
+    costs milliseconds and not the poll; request_timeout_ms after the first attempt the poll is given up. Who answers is
+    asked when that has happened, not in between.
     """
 
     def __init__(self, link: Link, profile: Profile, period_ms: int, tell: Tell, stop: Event) -> None:
@@ -221,14 +221,14 @@ class Poller(Thread, ABC):
         self.loss = Loss()
         self._longest_s = link.timeout_s
         self._patience = Patience(link.timeout_s)
-        self._give_up_s = 0.0
 
     def read(self, unit: int, address: int, count: int) -> bytes:
-        """Registers, asked for until they come or the poll is given up. Raises LinkError."""
+        """Registers, asked for until they come or it is given up. Raises LinkError."""
         return self.insist(partial(self.link.read, unit, address, count, self.profile.read_function))
 
     def insist(self, request: Callable[[], R]) -> R:
-        """`request` until it gets a good answer or the poll is given up; each attempt is counted. Raises LinkError."""
+        """`request` until it gets a good answer or is given up; each attempt is counted. Raises LinkError."""
+        give_up_s = monotonic() + self._longest_s
         while True:
             self.link.timeout_s = self._patience.wait_s
             asked_s = monotonic()
@@ -240,7 +240,7 @@ class Poller(Thread, ABC):
             except ExceptionAnswer:
                 raise
             except LinkError as error:
-                if monotonic() >= self._give_up_s:
+                if monotonic() >= give_up_s:
                     raise
                 self._count(error)
                 self.stop.wait(asked_s + self._patience.wait_s - monotonic())  # nor does a quick liar get more attempts
@@ -296,7 +296,6 @@ class Poller(Thread, ABC):
 
     def _poll_once(self, name: str) -> None:
         started_ns = monotonic_ns()
-        self._give_up_s = monotonic() + self._longest_s
         if not self.poll():
             self._failed(Garbage(f"{self.link.peer} heartbeat stands still for more than {FROZEN_S:g} s"))
             return

@@ -164,7 +164,7 @@ class Site(_Conf):
     bms_profile: str = _text("bms_2100", "a profile in drivers/profiles", "its register layout", _NAME)
     bms_poll_ms: int = _whole(100, 20, 1000, "ms", "period of a full poll of all cells")
     request_gap_ms: int = _whole(0, 0, 100, "ms", "pause between two requests, for slow gateways")
-    request_timeout_ms: int = _whole(300, 20, 5000, "ms", "longest wait for an answer")
+    request_timeout_ms: int = _whole(300, 20, 5000, "ms", "longest wait for an answer, attempts included")
     pcs_host: str = _text("192.168.10.60", "a host name or address", "power conversion system", _HOST)
     pcs_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
     pcs_profile: str = _text("pcs_bench", "a profile in drivers/profiles", "its register layout", _NAME)

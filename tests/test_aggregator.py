@@ -427,30 +427,6 @@ def test_a_bms_that_restarts_is_read_again_within_a_second(tmp_path: Path) -> No
         running.__exit__()
 
 
-def test_one_lost_answer_does_not_make_the_data_stale(tmp_path: Path) -> None:
-    bms, pcs = rack(1, 30), converter()
-    lose = threading.Event()
-
-    def change(answer: bytes) -> bytes:
-        if lose.is_set():
-            lose.clear()
-            return b""
-        return answer
-
-    with (
-        liar(answering_in_place_of(bms, change)) as port,
-        served(pcs) as pcs_server,
-        Plant(tmp_path, port, pcs_server.port) as running,
-    ):
-        wait_until(running.bms_fresh, 2, "first poll")
-        time.sleep(0.6)
-        lose.set()
-        wait_until(lambda: running.links.bms_timeouts == 1, 1, "time-out")
-        assert running.bms_fresh()
-        wait_until(lambda: running.links.bms_up, 1, "up")
-        assert running.bms_fresh()
-
-
 def test_a_device_that_refuses_is_not_cut_off(tmp_path: Path) -> None:
     bms, pcs = rack(1, 30), converter()
 
