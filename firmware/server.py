@@ -7,7 +7,6 @@ itself, so a read-back is what was written. After a boot the mode is off; a serv
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import signal
@@ -16,11 +15,12 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 from typing import Any, NamedTuple
 
 from drivers.modbus.point import FORMATS, UNIMPLEMENTED
-from drivers.modbus.server import ModbusError, serve
+from drivers.modbus.server import StrictServer
+from drivers.modbus.session import ModbusError
 from drivers.section import SectionError, SectionFile
 from statemachine.commands import refusal
 from statemachine.settings import Settings, same
@@ -53,6 +53,8 @@ TICK_S = 0.05
 """The command section is published this often at least; the controller judges our life by it."""
 STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0}
 """A section older than this reads "not implemented"; without a fresh status no command is taken."""
+FRESH_NS = 200_000
+"""Reads within it are answered from the same look at the process image."""
 PRODUCT = "EMS-1"
 
 _HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
@@ -199,7 +201,7 @@ class Appliance:
         self._image = registers.image()
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
-        self._beat_ns = monotonic_ns()
+        self._beat_ns, self._refreshed_ns = monotonic_ns(), 0
         self._resumed = False
         self._counters = self._resume()
         self._reverted = 0
@@ -257,7 +259,8 @@ class Appliance:
     def read(self, unit: int, address: int, count: int) -> bytes:
         if address < BASE or address + count > END:
             raise ModbusError(2)
-        self._refresh()
+        if monotonic_ns() - self._refreshed_ns > FRESH_NS:
+            self._refresh()
         return bytes(self._image[2 * (address - BASE) : 2 * (address - BASE + count)])
 
     def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
@@ -336,7 +339,7 @@ class Appliance:
 
     def _refresh(self) -> None:
         """Encodes the sections that were published, or went stale, since the last time."""
-        now_ns = monotonic_ns()
+        now_ns = self._refreshed_ns = monotonic_ns()
         for name, view in self._views.items():
             value = view.refresh()
             if value is not None and view.age_ms(now_ns) > STALE_MS[name]:
@@ -493,8 +496,9 @@ def _endpoint(site: Site) -> tuple[str, int]:
     return os.environ.get("EMS_MODBUS_HOST", site.modbus_host), int(port)
 
 
-async def run(run_dir: Path, config_dir: Path) -> int:
+def run(run_dir: Path, config_dir: Path) -> int:
     """Serves until SIGTERM or SIGINT. Exit code."""
+    asked = _Asked()
     try:
         file = writer("server", run_dir)
     except SectionError as error:
@@ -507,34 +511,36 @@ async def run(run_dir: Path, config_dir: Path) -> int:
         appliance.configure(None, site, error=True)
     try:
         host, port = _endpoint(site)
-        server = await serve(appliance, host, port)
+        server = StrictServer(appliance, host, port)
     except ValueError as error:
         return _complain(str(error))
     except OSError as error:
         return _complain(
             f"cannot listen on {host}:{port}: {error.strerror or error}; free the port or set EMS_MODBUS_PORT"
         )
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, configuration.reload)
     print(f"modbus server: unit {UNIT} on {host}:{server.port}", file=sys.stderr, flush=True)
-    await _beat(appliance, stop)
+    due_s = monotonic()
+    while not asked.stop:
+        if asked.reload:
+            asked.reload = False
+            configuration.reload()
+        now_s = monotonic()
+        if now_s >= due_s:
+            appliance.tick()
+            due_s = max(due_s + TICK_S, now_s)
+        server.step(max(0.0, due_s - now_s))
     server.close()
     return 0
 
 
-async def _beat(appliance: Appliance, stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    due = loop.time()
-    while not stop.is_set():
-        appliance.tick()
-        due = max(due + TICK_S, loop.time())
-        try:
-            await asyncio.wait_for(stop.wait(), due - loop.time())
-        except TimeoutError:
-            continue
+class _Asked:
+    """What signals ask for."""
+
+    def __init__(self) -> None:
+        self.stop = self.reload = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(self, "stop", True))
+        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "reload", True))
 
 
 def _complain(text: str) -> int:
@@ -543,7 +549,7 @@ def _complain(text: str) -> int:
 
 
 def main() -> int:
-    return asyncio.run(run(run_directory(), config_directory()))
+    return run(run_directory(), config_directory())
 
 
 if __name__ == "__main__":

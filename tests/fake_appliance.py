@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import queue
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, get_type_hints
@@ -12,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 from pymodbus.client import ModbusTcpClient
 from pymodbus.pdu import ModbusPDU
 
-from drivers.modbus.server import StrictServer, serve
+from drivers.modbus.server import StrictServer
 from firmware import config
 from firmware.image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, Links, Status, View, writer
 from firmware.registers import POINT
@@ -22,6 +24,7 @@ from statemachine.states import State
 
 K = TypeVar("K", bound=tuple)  # type: ignore[type-arg]
 _PUBLISH_S = 0.02
+_TURN_S = 0.002
 
 
 def zeros(kind: type[K], **values: Any) -> K:
@@ -50,9 +53,10 @@ class FakeAppliance:
         self.answer: Callable[[Command, Status], Status] = lambda command, status: status._replace(
             ack_seq=command.seq, ack_result=Result.ACCEPTED
         )
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+        self._ready, self._stop = threading.Event(), threading.Event()
+        self._actions: queue.SimpleQueue[Future[object]] = queue.SimpleQueue()
+        self._todo: dict[Future[object], Callable[[], object]] = {}
+        self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> FakeAppliance:
         self._thread.start()
@@ -62,11 +66,10 @@ class FakeAppliance:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._stop.set()
         self._thread.join(5)
 
-    async def _serve(self) -> None:
-        self._stop = asyncio.Event()
+    def _serve(self) -> None:
         files = {name: writer(name, self.run_dir) for name in ("controller", "aggregator", "guard", "server")}
         self._files = files
         self.device = Appliance(files["server"], self.run_dir)
@@ -75,12 +78,18 @@ class FakeAppliance:
         self._commands = View(COMMAND, "server", "command", self.run_dir)
         self._publish()
         self.device.tick()
-        self.server: StrictServer = await serve(self.device, "127.0.0.1", 0)
+        self.server = StrictServer(self.device, "127.0.0.1", 0)
         self._ready.set()
+        published_s = 0.0
         while not self._stop.is_set():
-            self._publish()
-            self.device.tick()
-            await asyncio.sleep(_PUBLISH_S)
+            if time.monotonic() - published_s >= _PUBLISH_S:
+                published_s = time.monotonic()
+                self._publish()
+                self.device.tick()
+            while not self._actions.empty():
+                action = self._actions.get()
+                action.set_result(self._todo.pop(action)())
+            self.server.step(_TURN_S)
         self.server.close()
         for file in files.values():
             file.close()
@@ -100,10 +109,10 @@ class FakeAppliance:
     def call(self, action: Callable[[], object]) -> None:
         """Runs `action` in the server's thread."""
 
-        async def run() -> None:
-            action()
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(5)
+        done: Future[object] = Future()
+        self._todo[done] = action
+        self._actions.put(done)
+        done.result(5)
 
     def show(self, **changes: Any) -> None:
         """The controller publishes a changed status, now and from now on."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-from drivers.modbus.server import ModbusError, StrictServer, serve
+from drivers.modbus.server import StrictServer
+from drivers.modbus.session import ModbusError
 
 
 class Bank:
@@ -51,20 +51,23 @@ class Bank:
 def served(
     device: Bank, port: int = 0, max_connections: int = 16, idle_s: float = 60.0, adu_deadline_s: float = 1.0
 ) -> Iterator[StrictServer]:
-    """The bank behind the strict server on 127.0.0.1, on an event loop of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    """The bank behind the strict server on 127.0.0.1, in a thread of its own."""
+    server = StrictServer(device, "127.0.0.1", port, max_connections=max_connections, idle_s=idle_s,
+                          adu_deadline_s=adu_deadline_s, stall_s=adu_deadline_s)  # fmt: skip
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            server.step(0.02)
+        server.close()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    made = serve(device, "127.0.0.1", port, max_connections=max_connections, idle_s=idle_s,
-                 adu_deadline_s=adu_deadline_s, stall_s=adu_deadline_s)  # fmt: skip
-    server = asyncio.run_coroutine_threadsafe(made, loop).result(5)
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(server.close)
-        loop.call_soon_threadsafe(loop.call_later, 0.01, loop.stop)
+        stop.set()
         thread.join(5)
-        loop.close()
 
 
 Answer = Callable[[bytes], bytes]

@@ -17,7 +17,7 @@ import pytest
 from modbus_peers import Answer, Bank, liar, served
 from waiting import wait_until
 
-from drivers.modbus.server import Counters, ModbusError, Session
+from drivers.modbus.session import Counters, ModbusError, Session
 from drivers.profile import Heartbeats, Profile, ProfileError, load
 from firmware import aggregator, image
 from firmware.aggregator import (

@@ -14,7 +14,7 @@ from drivers.bench.plant import PCS_RATED_A, Plant
 from drivers.bench.rack import LFP, NMC, Chemistry, Rack, Size
 from drivers.bench.terminals import Terminals
 from drivers.bench.wire import LIES, DeviceMode, Loss, adus
-from drivers.modbus.server import ModbusError
+from drivers.modbus.session import ModbusError
 
 HEALTHY = {"cell_v_max": 3.31, "cell_v_min": 3.3, "cell_c_max": 26.0, "cell_c_min": 24.0}
 

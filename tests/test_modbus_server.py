@@ -21,7 +21,8 @@ from pymodbus.pdu.file_message import FileRecord, ReadFileRecordResponse
 from waiting import wait_until
 
 from drivers.modbus.adu import Adu, AduReader, FramingError, frame
-from drivers.modbus.server import Counters, ModbusError, Session, StrictServer, identification
+from drivers.modbus.server import StrictServer
+from drivers.modbus.session import Counters, ModbusError, Session, identification
 
 READ_1 = bytes.fromhex("0300640002")
 

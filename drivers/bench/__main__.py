@@ -11,12 +11,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic_ns
 from typing import NamedTuple
 
-from drivers.modbus.server import StrictServer, serve
+from drivers.modbus.server import StrictServer
 
 from .control import ControlDevice
 from .devices import BmsDevice, PcsDevice
@@ -90,12 +91,15 @@ class Bench:
         self.bms, self.pcs = BmsDevice(self.plant), PcsDevice(self.plant)
         self.control = ControlDevice(self.plant, self.bms, self.pcs)
         self.servers: list[BenchServer | StrictServer] = []
+        self._control_server: StrictServer | None = None
         self._loop = asyncio.get_running_loop()
         self._next_s = self._loop.time()
         self._timer = self._loop.call_soon(self._tick)
 
     def _tick(self) -> None:
         self.plant.tick(monotonic_ns())
+        if self._control_server is not None:
+            self._control_server.step()  # also ends idle connections
         self._next_s = max(self._next_s + TICK_S, self._loop.time())
         self._timer = self._loop.call_at(self._next_s, self._tick)
 
@@ -104,9 +108,17 @@ class Bench:
         """BMS, PCS, bench control."""
         return tuple(server.port for server in self.servers)
 
+    def listen_for_control(self, port: int) -> None:
+        """Raises OSError when the port is in use."""
+        server = self._control_server = StrictServer(self.control, HOST, port)
+        self.servers.append(server)
+        self._loop.add_reader(server.fileno(), server.step)
+
     def close(self) -> None:
         """Stops ticking and serving."""
         self._timer.cancel()
+        if self._control_server is not None:
+            self._loop.remove_reader(self._control_server.fileno())
         for server in self.servers:
             server.close()
         self.terminals.close()
@@ -116,22 +128,22 @@ async def start(chosen: Settings) -> Bench:
     """Raises OSError, with the port and its variable in the message, when a port is in use."""
     bench = Bench(chosen)
     try:
-        bench.servers.append(await _listen("BMS", "EMS_BMS_PORT", chosen.bms_port, bench.bms))
-        bench.servers.append(await _listen("PCS", "EMS_PCS_PORT", chosen.pcs_port, bench.pcs))
-        bench.servers.append(await _listen("control", "EMS_BENCH_PORT", chosen.control_port, bench.control))
+        with _named("BMS", chosen.bms_port, "EMS_BMS_PORT"):
+            bench.servers.append(await serve_device(bench.bms, HOST, chosen.bms_port))
+        with _named("PCS", chosen.pcs_port, "EMS_PCS_PORT"):
+            bench.servers.append(await serve_device(bench.pcs, HOST, chosen.pcs_port))
+        with _named("control", chosen.control_port, "EMS_BENCH_PORT"):
+            bench.listen_for_control(chosen.control_port)
     except OSError:
         bench.close()
         raise
     return bench
 
 
-async def _listen(
-    what: str, variable: str, port: int, device: BmsDevice | PcsDevice | ControlDevice
-) -> BenchServer | StrictServer:
+@contextmanager
+def _named(what: str, port: int, variable: str) -> Iterator[None]:
     try:
-        if isinstance(device, ControlDevice):
-            return await serve(device, HOST, port)
-        return await serve_device(device, HOST, port)
+        yield
     except OSError as error:
         text = f"{what} port {HOST}:{port} cannot be served ({error.strerror}); end its other user or set {variable}"
         raise OSError(text) from error

@@ -7,7 +7,7 @@ from time import monotonic_ns
 from typing import Any, NamedTuple
 
 from drivers.board import OUTPUTS
-from drivers.modbus.server import ILLEGAL_ADDRESS, ILLEGAL_VALUE, ModbusError
+from drivers.modbus.session import ILLEGAL_ADDRESS, ILLEGAL_VALUE, ModbusError
 
 from .devices import BmsDevice, PcsDevice
 from .loops import LoopMode

@@ -7,7 +7,7 @@ from time import monotonic
 
 import numpy as np
 
-from drivers.modbus.server import BUSY, ILLEGAL_ADDRESS, ILLEGAL_VALUE, ModbusError
+from drivers.modbus.session import BUSY, ILLEGAL_ADDRESS, ILLEGAL_VALUE, ModbusError
 from drivers.profile import Profile, ProfilePoint, load
 
 from .plant import PCS_RATED_A, Plant

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from drivers.modbus.adu import frame
-from drivers.modbus.server import Counters, Device, Session
+from drivers.modbus.session import Counters, Device, Session
 
 _SLOW_S = 0.4
 _DRIBBLE_S = 0.03  # a byte

@@ -1,313 +1,142 @@
-"""A strict Modbus TCP server: every request is answered in order, or the connection is closed. Nothing in between.
+"""Strict Modbus sessions on TCP: one thread, one epoll, bounds on connections, time and memory.
 
-FC 3 and 4 (the same map), 6, 16, 20, 23 (writes before it reads) and 43/14; MODBUS Application Protocol V1.1b3.
-`Session` is the whole protocol without I/O; `serve` puts it on asyncio with bounds on connections, time and memory.
-Bad frames are counted, not logged.
+`step` serves what is ready, each client at most one receive a turn, so that nobody waits for a greedy one. The server's
+own descriptor is readable when there is something to do: it lives in any other loop. A client that does not take its
+answers is not read from.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
+import select
 import socket
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from time import monotonic
 
-from .adu import AduReader, FramingError, frame
+from .session import Counters, Device, Session
 
 _log = logging.getLogger(__name__)
 
-ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, BUSY, NO_SUCH_UNIT = 1, 2, 3, 4, 6, 11
-
-_READ = struct.Struct(">BHH")
-_READ_ANSWER = struct.Struct(">HHHBBB")
-_WRITE_HEAD = struct.Struct(">BHHB")
-_READ_WRITE_HEAD = struct.Struct(">BHHHHB")
-_FILE_REFERENCE = struct.Struct(">BHHH")
-_FILE_TYPE, _FILE_RECORDS, _FILE_BYTES = 6, 10_000, 0xF5
 _RECEIVE_BYTES = 1024  # one turn serves at most this much of one client
+_MOST_EVENTS = 64
+_GONE = select.EPOLLHUP | select.EPOLLERR
+_ACCEPTS = 16  # a turn
 _SWEEP_S = 0.1
+_LEFT_S = 5.0
+"""When all places are taken, who said nothing for this long makes room for somebody new."""
 
 
-class ModbusError(Exception):
-    """A request is refused with exception `code`."""
+class _Connection:
+    __slots__ = ("_closing", "_fd", "_recv", "_send", "_server", "_session", "_sock", "half_since", "heard",
+                 "stalled_since", "unsent")  # fmt: skip
 
-    def __init__(self, code: int) -> None:
-        super().__init__(f"Modbus exception {code:02}")
-        self.code = code
-
-
-class Device(Protocol):
-    """What is served. Methods are called from the event loop and must not block."""
-
-    def serves(self, unit: int) -> bool: ...
-
-    def read(self, unit: int, address: int, count: int) -> bytes:
-        """`count` registers (1..125, never past 65535), big-endian. Raises ModbusError."""
-
-    def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
-        """Applies the whole block or nothing. Raises ModbusError."""
-
-    def identity(self, unit: int) -> Mapping[int, bytes]:
-        """FC43/14 objects 0..6."""
-
-
-@runtime_checkable
-class FileDevice(Protocol):
-    """A device that also has files; one that has none answers FC20 with exception 01."""
-
-    def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
-        """`count` registers (at least 1) of file 1..65535 from `record` on, big-endian. Raises ModbusError."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since start."""
-
-    accepted: int = 0
-    refused: int = 0  # connections above the limit
-    framing_errors: int = 0  # connections closed for bytes that are not Modbus TCP
-    timed_out: int = 0  # connections closed for idling, half an ADU, or not reading
-    device_failures: int = 0  # exceptions of the device that are not ModbusError
-
-
-class Session:
-    """One connection's protocol: request bytes in, answer bytes out."""
-
-    def __init__(self, device: Device, peer: str, counters: Counters, failed: Callable[[Exception], None]) -> None:
-        self._device, self._peer, self._counters, self._failed = device, peer, counters, failed
-        self._reader = AduReader()
-        self._actions = {6: self._write_one, 16: self._write_many, 23: self._read_write, 43: self._identify}
-        if isinstance(device, FileDevice):
-            self._files = device
-            self._actions[20] = self._read_files
-
-    @property
-    def pending(self) -> bool:
-        """Part of a request is held."""
-        return self._reader.pending
-
-    def receive(self, data: bytes) -> tuple[bytes, bool]:
-        """All answers to the requests that `data` completes, and whether the connection may live on."""
-        answers: list[bytes] = []
-        try:
-            for transaction, unit, pdu in self._reader.feed(data):
-                if len(pdu) == 5 and pdu[0] in (3, 4):
-                    answers.append(self._read(transaction, unit, pdu))
-                else:
-                    answers.append(frame(transaction, unit, self._answer(unit, pdu)))
-        except FramingError:
-            self._counters.framing_errors += 1
-            return b"".join(answers), False
-        return b"".join(answers), True
-
-    def _read(self, transaction: int, unit: int, pdu: bytes) -> bytes:
-        function, address, count = _READ.unpack(pdu)
-        try:
-            if not self._device.serves(unit):
-                raise ModbusError(NO_SUCH_UNIT)
-            data = self._registers(unit, address, count)
-        except Exception as error:
-            return frame(transaction, unit, self._refusal(function, error))
-        return _READ_ANSWER.pack(transaction, 0, 3 + 2 * count, unit, function, 2 * count) + data
-
-    def _answer(self, unit: int, pdu: bytes) -> bytes:
-        function = pdu[0]
-        try:
-            action = self._actions.get(function)
-            if action is None and function not in (3, 4):
-                raise ModbusError(ILLEGAL_FUNCTION)
-            if not self._device.serves(unit):
-                raise ModbusError(NO_SUCH_UNIT)
-            if action is None:
-                raise ModbusError(ILLEGAL_VALUE)
-            return action(unit, pdu)
-        except Exception as error:
-            return self._refusal(function, error)
-
-    def _refusal(self, function: int, error: Exception) -> bytes:
-        if isinstance(error, ModbusError):
-            return bytes((function | 0x80, error.code))
-        self._counters.device_failures += 1
-        self._failed(error)
-        return bytes((function | 0x80, DEVICE_FAILURE))
-
-    def _registers(self, unit: int, address: int, count: int) -> bytes:
-        if not 1 <= count <= 125:
-            raise ModbusError(ILLEGAL_VALUE)
-        if address + count > 0x10000:
-            raise ModbusError(ILLEGAL_ADDRESS)
-        return self._device.read(unit, address, count)
-
-    def _write(self, unit: int, address: int, data: bytes) -> None:
-        if address + len(data) // 2 > 0x10000:
-            raise ModbusError(ILLEGAL_ADDRESS)
-        self._device.write(unit, address, data, self._peer)
-
-    def _write_one(self, unit: int, pdu: bytes) -> bytes:
-        if len(pdu) != 5:
-            raise ModbusError(ILLEGAL_VALUE)
-        self._write(unit, int.from_bytes(pdu[1:3]), pdu[3:])
-        return pdu
-
-    def _write_many(self, unit: int, pdu: bytes) -> bytes:
-        _, address, count, size = _unpack(_WRITE_HEAD, pdu)
-        _check_block(count, size, len(pdu) - _WRITE_HEAD.size, 123)
-        self._write(unit, address, pdu[6:])
-        return pdu[:5]
-
-    def _read_write(self, unit: int, pdu: bytes) -> bytes:
-        _, address, count, write_address, write_count, size = _unpack(_READ_WRITE_HEAD, pdu)
-        _check_block(write_count, size, len(pdu) - _READ_WRITE_HEAD.size, 121)
-        self._registers(unit, address, count)  # a read that cannot be answered leaves the write undone
-        self._write(unit, write_address, pdu[10:])
-        return bytes((23, 2 * count)) + self._registers(unit, address, count)
-
-    def _read_files(self, unit: int, pdu: bytes) -> bytes:
-        """V1.1b3, 6.14: an impossible length is 03, what is not there 02; one bad sub-request refuses them all."""
-        size = pdu[1] if len(pdu) > 1 else 0
-        if not 7 <= size <= _FILE_BYTES or size % 7 or len(pdu) != 2 + size:
-            raise ModbusError(ILLEGAL_VALUE)
-        wanted = list(_FILE_REFERENCE.iter_unpack(pdu[2:]))
-        if not all(reference[3] for reference in wanted) or sum(2 + 2 * count for *_, count in wanted) > _FILE_BYTES:
-            raise ModbusError(ILLEGAL_VALUE)
-        if any(kind != _FILE_TYPE or not file or at + count > _FILE_RECORDS for kind, file, at, count in wanted):
-            raise ModbusError(ILLEGAL_ADDRESS)
-        parts = (self._files.read_file(unit, file, record, count) for _, file, record, count in wanted)
-        body = b"".join(bytes((1 + len(part), _FILE_TYPE)) + part for part in parts)
-        return bytes((20, len(body))) + body
-
-    def _identify(self, unit: int, pdu: bytes) -> bytes:
-        if len(pdu) >= 2 and pdu[1] != 0x0E:
-            raise ModbusError(ILLEGAL_FUNCTION)
-        if len(pdu) != 4 or not 1 <= pdu[2] <= 4:
-            raise ModbusError(ILLEGAL_VALUE)
-        return identification(self._device.identity(unit), pdu[2], pdu[3])
-
-
-def _unpack(head: struct.Struct, pdu: bytes) -> tuple[int, ...]:
-    if len(pdu) < head.size:
-        raise ModbusError(ILLEGAL_VALUE)
-    return head.unpack_from(pdu)
-
-
-def _check_block(count: int, size: int, held: int, most: int) -> None:
-    if not 1 <= count <= most or size != 2 * count or held != size:
-        raise ModbusError(ILLEGAL_VALUE)
-
-
-def identification(objects: Mapping[int, bytes], code: int, first: int) -> bytes:
-    """The answer PDU of FC43/14, conformity 0x82: code 1 basic, 2 regular, 3 as 2, 4 one object. V1.1b3, 6.21."""
-    if code == 4:
-        if first not in objects:
-            raise ModbusError(ILLEGAL_ADDRESS)
-        return bytes((43, 14, 4, 0x82, 0, 0, 1, first, len(objects[first]))) + objects[first]
-    wanted = sorted(i for i in objects if i <= (2 if code == 1 else 6))
-    if first in wanted:
-        wanted = wanted[wanted.index(first) :]
-    body, following = b"", 0
-    for done, number in enumerate(wanted):
-        if 7 + len(body) + 2 + len(objects[number]) > 253:
-            following, wanted = number, wanted[:done]
-            break
-        body += bytes((number, len(objects[number]))) + objects[number]
-    return bytes((43, 14, code, 0x82, 0xFF if following else 0, following, len(wanted))) + body
-
-
-class _Connection(asyncio.BufferedProtocol):
-    def __init__(self, server: StrictServer) -> None:
-        self._server = server
-        self._buffer = bytearray(_RECEIVE_BYTES)
-        self._view = memoryview(self._buffer)
-        self._time = server.loop.time
-        self.heard = self._time()
+    def __init__(self, server: StrictServer, sock: socket.socket, peer: str) -> None:
+        self._server, self._sock, self._fd = server, sock, sock.fileno()
+        self._recv, self._send = sock.recv, sock.send
+        self._session = Session(server.device, peer, server.counters, server.device_failed)
+        self._closing = False
+        self.unsent = b""
+        self.heard = monotonic()
         self.half_since: float | None = None
         self.stalled_since: float | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        if not self._server.admit(self):
-            transport.abort()
-            return
-        transport.set_write_buffer_limits(high=self._server.write_buffer_bytes)
-        _keep_alive(transport.get_extra_info("socket"))
-        host, port = (transport.get_extra_info("peername") or ("gone", 0))[:2]
-        self._session = Session(
-            self._server.device, f"{host}:{port}", self._server.counters, self._server.device_failed
-        )
+    def ready(self, events: int) -> None:
+        """Serves one turn."""
+        if events & _GONE:
+            self.drop()
+        elif self.unsent:
+            self._go_on()
+        else:
+            try:
+                data = self._recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._take(data)
+            else:
+                self.drop()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        session = self._session
-        was_pending = session.pending
-        answers, alive = session.receive(bytes(self._view[:nbytes]))
-        self.heard = self._time()
-        if not session.pending:
+    def _take(self, data: bytes) -> None:
+        answers, alive = self._session.receive(data)
+        now = self.heard = self._server.now
+        if not self._session.pending:
             self.half_since = None
-        elif answers or not was_pending:
-            self.half_since = self.heard
-        if answers:
-            self.transport.write(answers)
-        if not alive:
-            self._finish()
+        elif answers or self.half_since is None:
+            self.half_since = now
+        self._closing = not alive
+        self._give(answers)
 
-    def eof_received(self) -> None:
-        self._finish()
+    def _give(self, answers: bytes) -> None:
+        try:
+            sent = self._send(answers) if answers else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent, self._closing = len(answers), True
+        if sent < len(answers):
+            self._wait(answers[sent:])
+        elif self._closing:
+            self.drop()
 
-    def _finish(self) -> None:
-        self.half_since = self._time()
-        self.transport.close()
+    def _wait(self, unsent: bytes) -> None:
+        if not self.unsent:
+            self.stalled_since = self._server.now
+            self._server.watch(self._fd, select.EPOLLOUT)
+        self.unsent = unsent
 
-    def pause_writing(self) -> None:
-        self.stalled_since = self._time()
-        self.transport.pause_reading()
+    def _go_on(self) -> None:
+        unsent, self.unsent = self.unsent, b""
+        stalled = self.stalled_since
+        self._give(unsent)
+        if self.unsent:
+            self.stalled_since = stalled
+        elif not self._closing:
+            self.stalled_since = None
+            self._server.watch(self._fd, select.EPOLLIN)
 
-    def resume_writing(self) -> None:
-        self.stalled_since = None
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._server.forget(self)
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, seconds in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
-            sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
+    def drop(self) -> None:
+        """Closes at once; what was not taken is thrown away."""
+        self._server.forget(self._fd)
+        self._sock.close()
 
 
 class StrictServer:
-    """A listening server. Made by `serve`."""
+    """Listens from its making on. `step` it again and again from one thread; `counters` tell what happened.
+
+    A connection is closed after `idle_s` without a byte, `adu_deadline_s` after the first byte of an ADU that stays
+    incomplete, and `stall_s` after answers that are not taken. When `max_connections` are open, the one that said
+    nothing for longest (and for 5 s at least) makes room for a new one; else the new one is closed.
+    """
 
     def __init__(
-        self, device: Device, max_connections: int, idle_s: float, adu_deadline_s: float, stall_s: float, buffer: int
+        self,
+        device: Device,
+        host: str,
+        port: int,
+        *,
+        max_connections: int = 32,
+        idle_s: float = 60.0,
+        adu_deadline_s: float = 1.0,
+        stall_s: float = 1.0,
     ) -> None:
-        self.device, self.write_buffer_bytes = device, buffer
+        """Port 0 = any free port. Raises OSError when the port is in use."""
+        self.device, self.counters, self.now = device, Counters(), monotonic()
         self._max, self._idle_s, self._adu_deadline_s, self._stall_s = max_connections, idle_s, adu_deadline_s, stall_s
-        self.counters = Counters()
-        self.loop = asyncio.get_running_loop()
-        self._open: set[_Connection] = set()
-        self._listener: asyncio.Server | None = None
+        self._open: dict[int, _Connection] = {}
         self._failure_logged = -1.0
-
-    async def listen(self, host: str, port: int) -> None:
-        self._listener = await self.loop.create_server(lambda: _Connection(self), host, port, backlog=64)
-        self._timer = self.loop.call_later(_SWEEP_S, self._sweep)
+        self._sweep_due = self.now + _SWEEP_S
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=64)
+        self._listener.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
 
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        assert self._listener is not None
-        port: int = self._listener.sockets[0].getsockname()[1]
+        port: int = self._listener.getsockname()[1]
         return port
 
     @property
@@ -315,35 +144,72 @@ class StrictServer:
         """Open now."""
         return len(self._open)
 
+    def fileno(self) -> int:
+        """Readable when `step` has something to do."""
+        return self._epoll.fileno()
+
+    def step(self, timeout_s: float = 0.0) -> None:
+        """Serves one turn of everybody who is ready; waits for the first of them at most `timeout_s`."""
+        ready = self._epoll.poll(timeout_s, _MOST_EVENTS)
+        now = self.now = monotonic()
+        connections = self._open
+        for fd, events in ready:
+            connection = connections.get(fd)
+            if connection is not None:
+                connection.ready(events)
+            else:
+                self._accept()
+        if now >= self._sweep_due:
+            self._sweep_due = now + _SWEEP_S
+            self._sweep(now)
+
     def close(self) -> None:
         """Stops listening and drops every connection."""
-        if self._listener is not None:
-            self._listener.close()
-            self._timer.cancel()
-        for connection in self._open:
-            connection.transport.abort()
+        for connection in tuple(self._open.values()):
+            connection.drop()
+        self._listener.close()
+        self._epoll.close()
 
-    def admit(self, connection: _Connection) -> bool:
-        if len(self._open) >= self._max:
-            self.counters.refused += 1
-            return False
-        self.counters.accepted += 1
-        self._open.add(connection)
-        return True
+    def watch(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
 
-    def forget(self, connection: _Connection) -> None:
-        self._open.discard(connection)
+    def forget(self, fd: int) -> None:
+        if self._open.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def device_failed(self, error: Exception) -> None:
         """Logs a failure of the device, at most one a second."""
-        now = self.loop.time()
-        if now - self._failure_logged >= 1.0:
-            self._failure_logged = now
+        if self.now - self._failure_logged >= 1.0:
+            self._failure_logged = self.now
             _log.error("device failed, answered with exception 04", exc_info=error)
 
-    def _sweep(self) -> None:
-        now = self.loop.time()
-        for c in self._open:
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = self._listener.accept()
+            except OSError:  # nobody left, or no descriptor: the next turn tries again
+                return
+            if not self._room():
+                self.counters.refused += 1
+                sock.close()
+                continue
+            self.counters.accepted += 1
+            _prepare(sock)
+            self._open[sock.fileno()] = _Connection(self, sock, f"{address[0]}:{address[1]}")
+            self._epoll.register(sock, select.EPOLLIN)
+
+    def _room(self) -> bool:
+        if len(self._open) < self._max:
+            return True
+        longest = min(self._open.values(), key=lambda c: c.heard)
+        if self.now - longest.heard < _LEFT_S:
+            return False
+        self.counters.timed_out += 1
+        longest.drop()
+        return True
+
+    def _sweep(self, now: float) -> None:
+        for c in tuple(self._open.values()):
             half, stalled = c.half_since, c.stalled_since
             if (
                 now - c.heard > self._idle_s
@@ -351,26 +217,13 @@ class StrictServer:
                 or (stalled is not None and now - stalled > self._stall_s)
             ):
                 self.counters.timed_out += 1
-                c.transport.abort()
-        self._timer = self.loop.call_later(_SWEEP_S, self._sweep)
+                c.drop()
 
 
-async def serve(
-    device: Device,
-    host: str,
-    port: int,
-    *,
-    max_connections: int = 16,
-    idle_s: float = 60.0,
-    adu_deadline_s: float = 1.0,
-    stall_s: float = 1.0,
-    write_buffer_bytes: int = 65_536,
-) -> StrictServer:
-    """Serves `device` on host:port (0 = any free port). Raises OSError when the port is in use.
-
-    A connection is closed above `max_connections`, after `idle_s` without a byte, `adu_deadline_s` after the first byte
-    of an ADU that stays incomplete, and after `stall_s` with more than `write_buffer_bytes` of answers not taken.
-    """
-    server = StrictServer(device, max_connections, idle_s, adu_deadline_s, stall_s, write_buffer_bytes)
-    await server.listen(host, port)
-    return server
+def _prepare(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+            sock.setsockopt(socket.IPPROTO_TCP, option, seconds)

@@ -20,7 +20,7 @@ from waiting import wait_until
 
 from drivers.bench.plant import ALIVE_NS, OPEN_NS
 from drivers.modbus.client import Link
-from drivers.modbus.server import serve
+from drivers.modbus.server import StrictServer
 from drivers.profile import load
 from firmware import image
 from firmware.config import Site
@@ -33,7 +33,7 @@ from statemachine.states import CHARGING, State
 
 from .yardsticks import Burst, Cyclictest, Missing, Spread, burst, modbus_server, polls, spread
 
-LIMIT: int = signature(serve).parameters["max_connections"].default
+LIMIT: int = signature(StrictServer).parameters["max_connections"].default
 """Connections that the appliance takes."""
 CLIENTS = (1, 8, min(32, LIMIT))
 REGISTERS = 125
