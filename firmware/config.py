@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -60,6 +61,7 @@ Servers = Annotated[
 ]
 _HOST, _NAME = r"^[A-Za-z0-9_.:\-]+$", r"^[a-z0-9_]+$"
 _ALL = tuple(range(1, 9))
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], Field(max_length=16), BeforeValidator(_split)]
 
 
 class _Conf(BaseModel):
@@ -171,6 +173,11 @@ class Site(_Conf):
     pcs_poll_ms: int = _whole(20, 10, 1000, "ms", "period of its poll")
     modbus_host: str = _text("0.0.0.0", "a host name or address", "where the appliance listens", _HOST)
     modbus_port: int = _whole(502, 1, 65535, "", "the appliance's own Modbus TCP port")
+    allowed_clients: Networks = _text(
+        (),
+        "at most 16 addresses or networks such as 192.168.10.0/24 separated by commas, or none for everybody",
+        "who may connect to it",
+    )
     require_heartbeat: bool = _text(
         False, "yes or no", "watch the site controller's heartbeat from the start, not only from its first write"
     )

@@ -28,6 +28,7 @@ from statemachine.signals import Command, LossPolicy, Mode, Result, StatusBit, W
 from statemachine.wishes import VOIDING
 
 from . import registers
+from .authority import Authority, Network, WriteRate, admitted
 from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
 from .freeze_files import FreezeFiles
 from .image import (
@@ -60,6 +61,7 @@ PRODUCT = "EMS-1"
 _HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
 _ACKS = ("AckFaults", "AlarmReset", "AlmRst")
 _MODES = ("CmdMode", "OpCtl", "SetOp")
+_COMMAND = frozenset((*_MODES, "CmdSeq", "CmdW", "CmdRamp", "CmdTgtSoC"))
 _RUNNING = (Mode.CHARGE, Mode.DISCHARGE, Mode.GRID)
 _OPCTL_MODE = {OpCtl.STOP: Mode.OFF, OpCtl.ENTER_STANDBY: Mode.READY}
 _SEQUENCES = 0xFFFFFFFF
@@ -188,7 +190,9 @@ class Appliance:
     """The device behind the socket. Used from one event loop; reads and writes are each one uninterrupted step."""
 
     def __init__(self, file: SectionFile, directory: Path | None = None) -> None:
-        self._section = file["command"]
+        self._section, self.events = file["command"], EventLog(file["events"])
+        self._authority, self._rate = Authority(), WriteRate()
+        self._allowed: tuple[Network, ...] = ()
         self._views: dict[str, View[Any]] = {
             "status": View(STATUS, "controller", "status", directory),
             "bms": View(BMS, "aggregator", "bms", directory),
@@ -240,6 +244,7 @@ class Appliance:
         if settings is not None:
             self._update(settings=settings)
         if site is not None:
+            self._allowed = site.allowed_clients
             self._require_heartbeat = site.require_heartbeat
             self._counters = self._counters._replace(armed=self._counters.armed or site.require_heartbeat)
             defaults = (site.heartbeat_timeout, int(LossPolicy[site.loss_policy.upper()]))
@@ -272,10 +277,21 @@ class Appliance:
         except OSError as error:
             raise ModbusError(4) from error
 
+    def admits(self, host: str) -> bool:
+        """Whether an address may connect."""
+        return admitted(host, self._allowed)
+
+    def commands(self, host: str) -> bool:
+        """Whether this address holds the lease: it always finds a place."""
+        return self._authority.holder(monotonic_ns()) == host
+
     def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
         self._refresh()
+        host = peer.rpartition(":")[0]
         try:
-            self._take(address, data)
+            if not self._rate.allows(host, monotonic_ns()):
+                raise Refused(6, Why.TOO_MANY_WRITES, address)
+            self._take(address, data, host)
         except Refused as refused:
             self._update(own=self._sources.own._replace(why=int(refused.why), address=refused.address))
             raise
@@ -373,7 +389,7 @@ class Appliance:
             return False
         return bool(status.status_bits >> StatusBit.HEARTBEAT_LOST & 1)
 
-    def _take(self, address: int, data: bytes) -> None:
+    def _take(self, address: int, data: bytes, host: str) -> None:
         rows = covered(address, len(data) // 2)
         for row in rows:
             at = 2 * (row.point.address - address)
@@ -382,12 +398,23 @@ class Appliance:
         start = 2 * (address - BASE)
         image[start : start + len(data)] = data
         touched = {row.point.name for row in rows}
+        authorised = self._authority.allows(host, monotonic_ns())
+        if not authorised and not self._stops(image, touched):
+            raise Refused(4, Why.NOT_IN_AUTHORITY, address)
         counters = self._apply(image, touched, rows)
         self._image[:] = image
         self._counters = counters
+        if authorised and self._authority.took(host, monotonic_ns(), registers.get(image, "HbTmo")):
+            self.events.add(0, text=f"AUTHORITY {host} commands")
         if self._sources.own.why and touched - set(_HEARTBEATS):
             self._update(own=self._sources.own._replace(why=0, address=0))
         self.publish()
+
+    def _stops(self, image: bytearray, touched: set[str]) -> bool:
+        """The write commands mode OFF and nothing else."""
+        before = Mode(int(registers.get(self._image, "CmdMode")))
+        modes = touched.intersection(_MODES)
+        return bool(modes) and touched <= _COMMAND and _commanded_mode(image, touched, before) is Mode.OFF
 
     def _apply(self, image: bytearray, touched: set[str], rows: list[Row]) -> Counters:
         """Everything that follows from the written values, on a copy. Raises Refused (04)."""
@@ -449,7 +476,6 @@ class Configuration:
 
     def __init__(self, directory: Path, file: SectionFile, appliance: Appliance) -> None:
         self._directory, self._section, self._appliance = directory, file["config"], appliance
-        self._events = EventLog(file["events"])
         self._settings = self._left_over()
 
     def _left_over(self) -> Settings | None:
@@ -468,7 +494,7 @@ class Configuration:
             for line in str(error).splitlines():
                 print(f"configuration refused: {line}", file=sys.stderr, flush=True)
                 text = line.replace(f"{self._directory}/", "").removesuffix(f"; {AGAIN}")
-                self._events.add(0, text=f"CONFIG {text}")
+                self._appliance.events.add(0, text=f"CONFIG {text}")
             self._appliance.configure(self._settings, None, error=True)
             return None
         return self._accept(loaded)
@@ -496,6 +522,11 @@ def _endpoint(site: Site) -> tuple[str, int]:
     return os.environ.get("EMS_MODBUS_HOST", site.modbus_host), int(port)
 
 
+def listen(appliance: Appliance, host: str, port: int) -> StrictServer:
+    """Raises OSError when the port is in use."""
+    return StrictServer(appliance, host, port, admits=appliance.admits, preferred=appliance.commands)
+
+
 def run(run_dir: Path, config_dir: Path) -> int:
     """Serves until SIGTERM or SIGINT. Exit code."""
     asked = _Asked()
@@ -511,7 +542,7 @@ def run(run_dir: Path, config_dir: Path) -> int:
         appliance.configure(None, site, error=True)
     try:
         host, port = _endpoint(site)
-        server = StrictServer(appliance, host, port)
+        server = listen(appliance, host, port)
     except ValueError as error:
         return _complain(str(error))
     except OSError as error:

@@ -29,6 +29,8 @@ WHY: dict[Why, str] = {
     Why.UNDEFINED_VALUE: "a value that means nothing",
     Why.CAUSE_ACTIVE: "the cause of the fault is still there",
     Why.HEARTBEAT_LOST: "the site controller's heartbeat is lost; let it beat again, or command mode off first",
+    Why.NOT_IN_AUTHORITY: "another site controller commands; wait until its heartbeat ended (mode off is always taken)",
+    Why.TOO_MANY_WRITES: "too many writes a second; write what changes, once",
     Why.NO_SUCH_REGISTER: "no such register",
     Why.BMS_ALARM: "the BMS has a stop or trip alarm; read its alarm bits",
     Why.PCS_FAULT: "the PCS reports a fault; clear it at the PCS first",

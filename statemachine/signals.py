@@ -239,6 +239,8 @@ class Why(IntEnum):
     UNDEFINED_VALUE = 15  # enum value or sentinel
     CAUSE_ACTIVE = 16  # acknowledge refused: the cause is still there
     HEARTBEAT_LOST = 17
+    NOT_IN_AUTHORITY = 18  # another site controller commands
+    TOO_MANY_WRITES = 19
     NO_SUCH_REGISTER = 20
     BMS_ALARM = 21  # the BMS has a stop or trip alarm
     PCS_FAULT = 22  # the PCS reports a fault

@@ -14,11 +14,10 @@ from typing import Any, TypeVar, get_type_hints
 from pymodbus.client import ModbusTcpClient
 from pymodbus.pdu import ModbusPDU
 
-from drivers.modbus.server import StrictServer
 from firmware import config
 from firmware.image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, Links, Status, View, writer
 from firmware.registers import POINT
-from firmware.server import Appliance, Configuration
+from firmware.server import Appliance, Configuration, listen
 from statemachine.signals import Bms, Command, Guard, Pcs, Result
 from statemachine.states import State
 
@@ -78,7 +77,7 @@ class FakeAppliance:
         self._commands = View(COMMAND, "server", "command", self.run_dir)
         self._publish()
         self.device.tick()
-        self.server = StrictServer(self.device, "127.0.0.1", 0)
+        self.server = listen(self.device, "127.0.0.1", 0)
         self._ready.set()
         published_s = 0.0
         while not self._stop.is_set():

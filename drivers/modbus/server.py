@@ -11,6 +11,7 @@ import contextlib
 import logging
 import select
 import socket
+from collections.abc import Callable
 from time import monotonic
 
 from .session import Counters, Device, Session
@@ -105,9 +106,10 @@ class _Connection:
 class StrictServer:
     """Listens from its making on. `step` it again and again from one thread; `counters` tell what happened.
 
-    A connection is closed after `idle_s` without a byte, `adu_deadline_s` after the first byte of an ADU that stays
-    incomplete, and `stall_s` after answers that are not taken. When `max_connections` are open, the one that said
-    nothing for longest (and for 5 s at least) makes room for a new one; else the new one is closed.
+    Who may connect says `admits`, by address. A connection is closed after `idle_s` without a byte, `adu_deadline_s`
+    after the first byte of an ADU that stays incomplete, and `stall_s` after answers that are not taken. When
+    `max_connections` are open, the one that was silent for longest makes room for a new one if that was 5 s at least or
+    the new one is `preferred`; else the new one is closed.
     """
 
     def __init__(
@@ -120,10 +122,13 @@ class StrictServer:
         idle_s: float = 60.0,
         adu_deadline_s: float = 1.0,
         stall_s: float = 1.0,
+        admits: Callable[[str], bool] = lambda host: True,
+        preferred: Callable[[str], bool] = lambda host: False,
     ) -> None:
         """Port 0 = any free port. Raises OSError when the port is in use."""
         self.device, self.counters, self.now = device, Counters(), monotonic()
         self._max, self._idle_s, self._adu_deadline_s, self._stall_s = max_connections, idle_s, adu_deadline_s, stall_s
+        self._admits, self._preferred = admits, preferred
         self._open: dict[int, _Connection] = {}
         self._failure_logged = -1.0
         self._sweep_due = self.now + _SWEEP_S
@@ -189,7 +194,7 @@ class StrictServer:
                 sock, address = self._listener.accept()
             except OSError:  # nobody left, or no descriptor: the next turn tries again
                 return
-            if not self._room():
+            if not self._admits(address[0]) or not self._room(self._preferred(address[0])):
                 self.counters.refused += 1
                 sock.close()
                 continue
@@ -198,11 +203,11 @@ class StrictServer:
             self._open[sock.fileno()] = _Connection(self, sock, f"{address[0]}:{address[1]}")
             self._epoll.register(sock, select.EPOLLIN)
 
-    def _room(self) -> bool:
+    def _room(self, preferred: bool) -> bool:
         if len(self._open) < self._max:
             return True
         longest = min(self._open.values(), key=lambda c: c.heard)
-        if self.now - longest.heard < _LEFT_S:
+        if self.now - longest.heard < _LEFT_S and not preferred:
             return False
         self.counters.timed_out += 1
         longest.drop()
