@@ -150,6 +150,14 @@ class Identity(_Table):
         return self
 
 
+class Line(_Table):
+    """How frames travel. With "rtu" the host in site.conf is a gateway, or a serial line such as /dev/ttyS0."""
+
+    framing: Literal["tcp", "rtu"] = "tcp"
+    baud: int = Field(default=9600, ge=1200, le=1_000_000)  # of a serial line
+    parity: Literal["none", "even", "odd"] = "even"
+
+
 class Heartbeats(_Table):
     """Names of the points that beat; each may be left out."""
 
@@ -176,6 +184,7 @@ class Profile(_Table):
     word_order: WordOrder = "high_first"
     max_gap: int = Field(default=0, ge=0, le=MAX_REGISTERS)  # unused registers that a read may bridge
     identity: Identity
+    line: Line = Line()
     heartbeats: Heartbeats = Heartbeats()
     points: Mapping[str, ProfilePoint]
     arrays: Mapping[str, ProfileArray] = {}

@@ -22,7 +22,18 @@ from threading import Event, Lock, Thread
 from time import monotonic, monotonic_ns
 from typing import Any, TypeVar, get_type_hints
 
-from drivers.modbus.client import ExceptionAnswer, Garbage, Link, LinkError, Timeout, WrongLength, WrongUnit
+from drivers.modbus.client import (
+    Damaged,
+    ExceptionAnswer,
+    Garbage,
+    Link,
+    LinkError,
+    TcpFraming,
+    Timeout,
+    WrongLength,
+    WrongUnit,
+)
+from drivers.modbus.rtu import RtuFraming
 from drivers.profile import Profile, ProfileError, load
 from drivers.section import SectionError, SectionFile
 from firmware import image
@@ -82,6 +93,7 @@ class Tally:
     wrong_length: int = 0
     exceptions: int = 0
     garbage: int = 0  # also a heartbeat that came to a stand
+    crc: int = 0
     connects: int = 0
     poll_us: int = 0
     up: bool = False
@@ -110,6 +122,7 @@ _COUNTED: dict[type[LinkError], str] = {
     WrongLength: "wrong_length",
     ExceptionAnswer: "exceptions",
     Garbage: "garbage",
+    Damaged: "crc",
 }
 
 
@@ -317,13 +330,19 @@ class Poller(Thread, ABC):
         report(type(error).__name__, str(error))
 
 
+def _link(name: str, host: str, port: int, profile: Profile, timeout_s: float) -> Link:
+    line = profile.line
+    framing = RtuFraming() if line.framing == "rtu" else TcpFraming()
+    return Link(host, port, timeout_s, min(timeout_s, RECONNECT_S), name, framing, line.baud, line.parity)
+
+
 class BmsPoller(Poller):
     """Polls every string's summary back to back, so that their voltages belong together, then all cells."""
 
     def __init__(self, settings: AggregatorSettings, files: SectionFile, tell: Tell, stop: Event) -> None:
         s = settings
         timeout_s = s.request_timeout_ms / 1000.0
-        link = Link(s.bms_host, s.bms_port, timeout_s, min(timeout_s, RECONNECT_S), "BMS")
+        link = _link("BMS", s.bms_host, s.bms_port, s.bms_profile, timeout_s)
         super().__init__(link, s.bms_profile, s.bms_poll_ms, tell, stop)
         self._bms, self._cells, self._gap_s = files["bms"], files["cells"], s.request_gap_ms / 1000.0
         self._cells_per_string = s.cells_per_string
@@ -408,7 +427,7 @@ class PcsPoller(Poller):
     ) -> None:
         s = settings
         timeout_s = s.request_timeout_ms / 1000.0
-        link = Link(s.pcs_host, s.pcs_port, timeout_s, min(timeout_s, RECONNECT_S), "PCS")
+        link = _link("PCS", s.pcs_host, s.pcs_port, s.pcs_profile, timeout_s)
         super().__init__(link, s.pcs_profile, s.pcs_poll_ms, tell, stop)
         self._pcs = files["pcs"]
         self._control = image.View(image.CONTROL, "controller", "control", directory)
@@ -528,7 +547,7 @@ def settings_of_site(directory: Path) -> AggregatorSettings:
     """From site.conf. Raises ConfigError or ProfileError."""
     site = load_site(directory)
     cells = site.modules_per_string * site.cells_per_module
-    bms_profile = _profile(site.bms_profile, "bms")
+    bms_profile = _profile(site.bms_profile, "bms", site.bms_host)
     for array in bms_profile.arrays.values():
         array.registers(cells)
     return AggregatorSettings(
@@ -539,7 +558,7 @@ def settings_of_site(directory: Path) -> AggregatorSettings:
         cells_per_string=cells,
         pcs_host=site.pcs_host,
         pcs_port=site.pcs_port,
-        pcs_profile=_profile(site.pcs_profile, "pcs"),
+        pcs_profile=_profile(site.pcs_profile, "pcs", site.pcs_host),
         bms_poll_ms=site.bms_poll_ms,
         pcs_poll_ms=site.pcs_poll_ms,
         request_gap_ms=site.request_gap_ms,
@@ -547,8 +566,10 @@ def settings_of_site(directory: Path) -> AggregatorSettings:
     )
 
 
-def _profile(name: str, kind: str) -> Profile:
+def _profile(name: str, kind: str, host: str) -> Profile:
     profile = load(name)
+    if host.startswith("/") and profile.line.framing != "rtu":
+        raise ProfileError(f'{kind}_host = {host} in site.conf: a serial line needs a profile with framing = "rtu"')
     if profile.kind != kind:
         raise ProfileError(f"{kind}_profile = {name} in site.conf: that is a {profile.kind} profile, name a {kind} one")
     return profile

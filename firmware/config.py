@@ -60,6 +60,7 @@ Servers = Annotated[
     tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]+$")], ...], Field(max_length=4), BeforeValidator(_split)
 ]
 _HOST, _NAME = r"^[A-Za-z0-9_.:\-]+$", r"^[a-z0-9_]+$"
+_PEER = r"^([A-Za-z0-9_.:\-]+|/dev/[A-Za-z0-9_.\-/]+)$"
 _ALL = tuple(range(1, 9))
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], Field(max_length=16), BeforeValidator(_split)]
 
@@ -161,13 +162,15 @@ class Site(_Conf):
     strings: int = _whole(4, 1, 16, "", "parallel strings; one BMS unit id each")
     modules_per_string: int = _whole(20, 1, 64, "", "modules in series in a string")
     cells_per_module: int = _whole(15, 1, 32, "", "cells in series in a module")
-    bms_host: str = _text("192.168.10.50", "a host name or address", "battery management system", _HOST)
+    bms_host: str = _text(
+        "192.168.10.50", "a host name, an address or a serial line", "battery management system", _PEER
+    )
     bms_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
     bms_profile: str = _text("bms_2100", "a profile in drivers/profiles", "its register layout", _NAME)
     bms_poll_ms: int = _whole(100, 20, 1000, "ms", "period of a full poll of all cells")
     request_gap_ms: int = _whole(0, 0, 100, "ms", "pause between two requests, for slow gateways")
     request_timeout_ms: int = _whole(300, 20, 5000, "ms", "longest wait for an answer, attempts included")
-    pcs_host: str = _text("192.168.10.60", "a host name or address", "power conversion system", _HOST)
+    pcs_host: str = _text("192.168.10.60", "a host name, an address or a serial line", "power conversion system", _PEER)
     pcs_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
     pcs_profile: str = _text("pcs_bench", "a profile in drivers/profiles", "its register layout", _NAME)
     pcs_poll_ms: int = _whole(20, 10, 1000, "ms", "period of its poll")

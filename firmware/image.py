@@ -107,6 +107,7 @@ class Links(NamedTuple):
     bms_wrong_length: int
     bms_exceptions: int
     bms_garbage: int
+    bms_crc: int  # RTU answers with a wrong CRC
     bms_connects: int
     bms_poll_us: int  # duration of the last complete poll
     bms_up: bool
@@ -116,6 +117,7 @@ class Links(NamedTuple):
     pcs_wrong_length: int
     pcs_exceptions: int
     pcs_garbage: int
+    pcs_crc: int
     pcs_connects: int
     pcs_poll_us: int
     pcs_up: bool

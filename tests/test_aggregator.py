@@ -350,7 +350,7 @@ LIES = [
         "bytes, not",
         id="length",
     ),
-    pytest.param(lambda a: b"\xff\xff" + a[2:], "bms_garbage", "answered transaction 65535", id="transaction"),
+    pytest.param(lambda a: b"\xff\xff" + a[2:], "bms_garbage", "transaction 65535", id="transaction"),
     pytest.param(lambda a: b"\xa5" * 40, "bms_garbage", "sent garbage", id="garbage"),
     pytest.param(lambda a: a[:4] + b"\0\3" + a[6:7] + b"\x83\6", "bms_exceptions", "exception 06", id="busy"),
     pytest.param(lambda a: a[: len(a) // 2], "bms_timeouts", "Timeout waiting", id="half an answer"),

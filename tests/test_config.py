@@ -92,7 +92,7 @@ def test_the_scan_process_does_not_import_pydantic_for_the_settings() -> None:
         ("site.conf", "loss_policy", "explode", "standby, hold or isolate"),
         ("site.conf", "require_heartbeat", "maybe", "yes or no"),
         ("site.conf", "log_directory", "logs", "an absolute path"),
-        ("site.conf", "bms_host", "a b", "a host name or address"),
+        ("site.conf", "bms_host", "a b", "a host name, an address or a serial line"),
     ],
 )
 def test_a_bad_value_is_named_with_file_line_value_and_range(

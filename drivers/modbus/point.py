@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-Kind = Literal["uint16", "int16", "uint32", "int32", "enum16", "bitfield32", "string"]
+Kind = Literal["uint16", "int16", "uint32", "int32", "uint64", "enum16", "bitfield16", "bitfield32", "string"]
 FORMATS: dict[Kind, str] = {
-    "uint16": "H", "int16": "h", "uint32": "I", "int32": "i", "enum16": "H", "bitfield32": "I",
+    "uint16": "H", "int16": "h", "uint32": "I", "int32": "i", "uint64": "Q", "enum16": "H", "bitfield16": "H",
+    "bitfield32": "I",
 }  # fmt: skip
 UNIMPLEMENTED: dict[Kind, int] = {
-    "uint16": 0xFFFF, "int16": -0x8000, "uint32": 0xFFFFFFFF, "int32": -0x80000000, "enum16": 0xFFFF,
-    "bitfield32": 0xFFFFFFFF,
+    "uint16": 0xFFFF, "int16": -0x8000, "uint32": 0xFFFFFFFF, "int32": -0x80000000, "uint64": (1 << 64) - 1,
+    "enum16": 0xFFFF, "bitfield16": 0xFFFF, "bitfield32": 0xFFFFFFFF,
 }  # fmt: skip
 """SunSpec's "not implemented" values (SunSpec Information Model Specification), as decoded numbers."""
 
@@ -70,7 +71,7 @@ class Point:
         if self.type == "string":
             return bytes(data).rstrip(b"\0").decode(errors="replace")
         raw = self.raw(data)
-        if raw == UNIMPLEMENTED[self.type] and self.type != "bitfield32":
+        if raw == UNIMPLEMENTED[self.type] and self.type not in ("bitfield16", "bitfield32"):
             return float("nan")
         return raw if self.scale == 1.0 else raw * self.scale
 

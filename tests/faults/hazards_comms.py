@@ -41,7 +41,7 @@ COMMS = (
     _row("C9", "A gateway loses frames",
          "With 5 % lost requests are repeated, the rack charges on, a warning is shown; 60 % stop as silence does.",
          "firmware.aggregator:Poller.insist", LIVE, SCENE,
-         *_t("aggregator", "one_lost_answer_does_not_make_the_data_stale")),
+         *_t("lossy_links", "a_gateway_that_loses_every_tenth_answer_costs_no_poll")),
     _row("C10", "A BMS that hangs goes on answering",
          "A heartbeat that stands for 2 s is stale data: stopped within 3.5 s.",
          "firmware.aggregator:Heartbeat.frozen", LIVE, SCENE,
