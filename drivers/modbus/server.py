@@ -11,10 +11,12 @@ import contextlib
 import logging
 import select
 import socket
+import ssl
 from collections.abc import Callable
 from time import monotonic
 
-from .session import Counters, Device, Session
+from .session import ALL_RIGHTS, Counters, Device, Rights, Session
+from .tls import TlsPipe
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +63,20 @@ class _Connection:
 
     def _take(self, data: bytes) -> None:
         answers, alive = self._session.receive(data)
+        if alive and not self._session.pending:  # nearly always
+            self.heard, self.half_since = self._server.now, None
+        else:
+            self._closing = not alive
+            self._clock(bool(answers))
+        self._give(answers)
+
+    def _clock(self, answered: bool) -> None:
+        """Notes when something was heard, and since when half a request is held."""
         now = self.heard = self._server.now
         if not self._session.pending:
             self.half_since = None
-        elif answers or self.half_since is None:
+        elif answered or self.half_since is None:
             self.half_since = now
-        self._closing = not alive
-        self._give(answers)
 
     def _give(self, answers: bytes) -> None:
         try:
@@ -103,6 +112,37 @@ class _Connection:
         self._sock.close()
 
 
+class _SecureConnection(_Connection):
+    """Modbus inside TLS. A handshake that does not come to its end counts as half a request."""
+
+    __slots__ = ("_pipe",)
+
+    def __init__(self, server: StrictServer, sock: socket.socket, peer: str, context: ssl.SSLContext) -> None:
+        super().__init__(server, sock, peer)
+        self._pipe = TlsPipe(context)
+        self.half_since = self.heard
+
+    def _take(self, data: bytes) -> None:
+        shaken = self._pipe.role is not None
+        try:
+            said = self._pipe.feed(data)
+        except ssl.SSLError:
+            self._server.counters.handshakes_failed += not shaken
+            self._closing = True
+            self._give(self._pipe.seal(b""))
+            return
+        answers = b""
+        if self._pipe.role is None:
+            self.heard = self._server.now
+        else:
+            if not shaken:
+                self._session.rights = self._server.rights(self._pipe.role)
+            answers, alive = self._session.receive(said)
+            self._closing = not alive
+            self._clock(bool(answers))
+        self._give(self._pipe.seal(answers))
+
+
 class StrictServer:
     """Listens from its making on. `step` it again and again from one thread; `counters` tell what happened.
 
@@ -124,25 +164,27 @@ class StrictServer:
         stall_s: float = 1.0,
         admits: Callable[[str], bool] = lambda host: True,
         preferred: Callable[[str], bool] = lambda host: False,
+        rights: Callable[[str], Rights] = lambda role: ALL_RIGHTS,
     ) -> None:
-        """Port 0 = any free port. Raises OSError when the port is in use."""
+        """Port 0 = any free port. `rights` are those of a role inside TLS. Raises OSError when the port is in use."""
         self.device, self.counters, self.now = device, Counters(), monotonic()
         self._max, self._idle_s, self._adu_deadline_s, self._stall_s = max_connections, idle_s, adu_deadline_s, stall_s
-        self._admits, self._preferred = admits, preferred
+        self._admits, self._preferred, self.rights = admits, preferred, rights
         self._open: dict[int, _Connection] = {}
         self._failure_logged = -1.0
         self._sweep_due = self.now + _SWEEP_S
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, port), family=family, backlog=64)
-        self._listener.setblocking(False)
         self._epoll = select.epoll()
-        self._epoll.register(self._listener, select.EPOLLIN)
+        self._listeners: dict[int, tuple[socket.socket, Callable[[], ssl.SSLContext] | None]] = {}
+        self.port = self.listen(host, port)
 
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        port: int = self._listener.getsockname()[1]
-        return port
+    def listen(self, host: str, port: int, context: Callable[[], ssl.SSLContext] | None = None) -> int:
+        """One more port, for TLS when there is a context; gives its number. Raises OSError when it is in use."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=64)
+        listener.setblocking(False)
+        self._listeners[listener.fileno()] = listener, context
+        self._epoll.register(listener, select.EPOLLIN)
+        return int(listener.getsockname()[1])
 
     @property
     def connections(self) -> int:
@@ -162,8 +204,8 @@ class StrictServer:
             connection = connections.get(fd)
             if connection is not None:
                 connection.ready(events)
-            else:
-                self._accept()
+            elif fd in self._listeners:
+                self._accept(*self._listeners[fd])
         if now >= self._sweep_due:
             self._sweep_due = now + _SWEEP_S
             self._sweep(now)
@@ -172,7 +214,8 @@ class StrictServer:
         """Stops listening and drops every connection."""
         for connection in tuple(self._open.values()):
             connection.drop()
-        self._listener.close()
+        for listener, _ in self._listeners.values():
+            listener.close()
         self._epoll.close()
 
     def watch(self, fd: int, events: int) -> None:
@@ -188,10 +231,10 @@ class StrictServer:
             self._failure_logged = self.now
             _log.error("device failed, answered with exception 04", exc_info=error)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket, context: Callable[[], ssl.SSLContext] | None) -> None:
         for _ in range(_ACCEPTS):
             try:
-                sock, address = self._listener.accept()
+                sock, address = listener.accept()
             except OSError:  # nobody left, or no descriptor: the next turn tries again
                 return
             if not self._admits(address[0]) or not self._room(self._preferred(address[0])):
@@ -200,7 +243,9 @@ class StrictServer:
                 continue
             self.counters.accepted += 1
             _prepare(sock)
-            self._open[sock.fileno()] = _Connection(self, sock, f"{address[0]}:{address[1]}")
+            peer = f"{address[0]}:{address[1]}"
+            secure = _SecureConnection(self, sock, peer, context()) if context is not None else None
+            self._open[sock.fileno()] = secure or _Connection(self, sock, peer)
             self._epoll.register(sock, select.EPOLLIN)
 
     def _room(self, preferred: bool) -> bool:

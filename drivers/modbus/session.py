@@ -17,6 +17,7 @@ ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, BUSY, NO_SUCH_
 
 _READ = struct.Struct(">BHH")
 _READ_REQUEST = struct.Struct(">HHHBBHH")
+_READ_BYTES = _READ_REQUEST.size
 _READ_ANSWER = struct.Struct(">HHHBBB")
 _WRITE_HEAD = struct.Struct(">BHHB")
 _READ_WRITE_HEAD = struct.Struct(">BHHHHB")
@@ -55,6 +56,24 @@ class FileDevice(Protocol):
         """`count` registers (at least 1) of file 1..65535 from `record` on, big-endian. Raises ModbusError."""
 
 
+class Rights(Protocol):
+    """What one peer may do; what it may not answers exception 01."""
+
+    reads: bool
+
+    def writes(self, unit: int, address: int, count: int) -> bool: ...
+
+
+class _AllRights:
+    reads = True
+
+    def writes(self, unit: int, address: int, count: int) -> bool:
+        return True
+
+
+ALL_RIGHTS: Rights = _AllRights()
+
+
 @dataclass(slots=True)
 class Counters:
     """Since start."""
@@ -63,6 +82,7 @@ class Counters:
     refused: int = 0  # connections above the limit
     framing_errors: int = 0  # connections closed for bytes that are not Modbus TCP
     timed_out: int = 0  # connections closed for idling, half an ADU, or not reading
+    handshakes_failed: int = 0  # TLS: no certificate, a wrong one, or no TLS at all
     device_failures: int = 0  # exceptions of the device that are not ModbusError
 
 
@@ -72,19 +92,16 @@ class Session:
     def __init__(self, device: Device, peer: str, counters: Counters, failed: Callable[[Exception], None]) -> None:
         self._device, self._peer, self._counters, self._failed = device, peer, counters, failed
         self._reader = AduReader()
+        self.rights = ALL_RIGHTS
+        self.pending = False  # part of a request is held
         self._actions = {6: self._write_one, 16: self._write_many, 23: self._read_write, 43: self._identify}
         if isinstance(device, FileDevice):
             self._files = device
             self._actions[20] = self._read_files
 
-    @property
-    def pending(self) -> bool:
-        """Part of a request is held."""
-        return self._reader.pending
-
     def receive(self, data: bytes) -> tuple[bytes, bool]:
         """All answers to the requests that `data` completes, and whether the connection may live on."""
-        if len(data) == _READ_REQUEST.size and not self._reader.pending:  # one read and nothing else: nearly all are
+        if len(data) == _READ_BYTES and not self.pending:  # one read and nothing else: nearly all are
             transaction, protocol, length, unit, function, address, count = _READ_REQUEST.unpack(data)
             if not protocol and length == 6 and function in (3, 4):
                 return self._read(transaction, unit, function, address, count), True
@@ -98,10 +115,13 @@ class Session:
         except FramingError:
             self._counters.framing_errors += 1
             return b"".join(answers), False
+        self.pending = self._reader.pending
         return b"".join(answers), True
 
     def _read(self, transaction: int, unit: int, function: int, address: int, count: int) -> bytes:
         try:
+            if not self.rights.reads:
+                raise ModbusError(ILLEGAL_FUNCTION)
             if not self._device.serves(unit):
                 raise ModbusError(NO_SUCH_UNIT)
             data = self._registers(unit, address, count)
@@ -113,7 +133,7 @@ class Session:
         function = pdu[0]
         try:
             action = self._actions.get(function)
-            if action is None and function not in (3, 4):
+            if (action is None and function not in (3, 4)) or not self.rights.reads:
                 raise ModbusError(ILLEGAL_FUNCTION)
             if not self._device.serves(unit):
                 raise ModbusError(NO_SUCH_UNIT)
@@ -138,6 +158,8 @@ class Session:
         return self._device.read(unit, address, count)
 
     def _write(self, unit: int, address: int, data: bytes) -> None:
+        if not self.rights.writes(unit, address, len(data) // 2):
+            raise ModbusError(ILLEGAL_FUNCTION)
         if address + len(data) // 2 > 0x10000:
             raise ModbusError(ILLEGAL_ADDRESS)
         self._device.write(unit, address, data, self._peer)
