@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint format docs check-docs bench prove faults mutation soak lock clean
+.PHONY: help setup run demo test lint format docs check-docs bench prove faults fuzz mutation soak lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -51,6 +51,9 @@ prove: $(STAMP)  ## searches the state machine exhaustively, compares the golden
 
 mutation: $(STAMP)  ## changes the code rule by rule; a test must notice each change (WRITE=1: also docs/mutation.md)
 	@exec $(BIN)/python -m tests.mutation $(if $(WRITE),--write)
+
+fuzz: $(STAMP)  ## five million Modbus requests, right and wrong, against a second reading of the specification
+	@exec $(BIN)/python -m tests.fuzz
 
 soak: $(STAMP)  ## 30 minutes of random faults and acknowledgement, watched from outside (MINUTES=n, SEED=n)
 	@exec $(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

@@ -1,0 +1,1 @@
+"""Grammar fuzzing of the Modbus server against a second, independent reading of the specification."""
