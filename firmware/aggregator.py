@@ -12,7 +12,7 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -38,7 +38,7 @@ from drivers.profile import Profile, ProfileError, load
 from drivers.section import SectionError, SectionFile
 from firmware import image
 from firmware.config import ConfigError, config_directory, load_site
-from firmware.reduction import StringPoll, bits_of, reduce, wire_cells
+from firmware.reduction import StringPoll, pcs_values, reduce, string_values, wire_cells
 from statemachine.signals import Bms, Pcs
 
 RECONNECT_S = 0.5
@@ -344,7 +344,8 @@ class BmsPoller(Poller):
         timeout_s = s.request_timeout_ms / 1000.0
         link = _link("BMS", s.bms_host, s.bms_port, s.bms_profile, timeout_s)
         super().__init__(link, s.bms_profile, s.bms_poll_ms, tell, stop)
-        self._bms, self._cells, self._gap_s = files["bms"], files["cells"], s.request_gap_ms / 1000.0
+        self._bms, self._cells, self._strings = files["bms"], files["cells"], files["strings"]
+        self._gap_s = s.request_gap_ms / 1000.0
         self._cells_per_string = s.cells_per_string
         self._units = [self.profile.unit(string) for string in range(s.strings)]
         beat, self._ems_beat = self.profile.heartbeats.read, self.profile.heartbeats.write
@@ -361,6 +362,7 @@ class BmsPoller(Poller):
         return names[0]
 
     def unidentified(self) -> None:
+        self._strings.publish(b"")
         self._bms.publish(image.BMS.pack(*NOT_OURS_BMS))
 
     def poll(self) -> bool:
@@ -375,6 +377,7 @@ class BmsPoller(Poller):
             self._polls += 1
             bms = reduce(strings, self.profile, self._cells_per_string, self._polls, self.loss.pct)
             self._cells.publish(wire_cells(strings, self.profile), started_ns)
+            self._strings.publish(string_values(strings), started_ns)
             self._bms.publish(image.BMS.pack(*bms), started_ns)
         self._write_heartbeat()
         return not frozen
@@ -468,7 +471,7 @@ class PcsPoller(Poller):
         if self._beat is not None and self._heart.frozen(values[self._beat], monotonic()):
             return False
         self._polls += 1
-        self._pcs.publish(image.PCS.pack(*_pcs(values, stamp_ms, self._polls, self.loss.pct)), started_ns)
+        self._pcs.publish(image.PCS.pack(*pcs_values(values, stamp_ms, self._polls, self.loss.pct)), started_ns)
         return True
 
     def finish(self) -> None:
@@ -491,24 +494,6 @@ class PcsPoller(Poller):
             data = b"".join([self.profile.encode(name, values[name]) for name in block.names])
             self.link.write(self._unit, block.address, data)
         self._written = wanted
-
-
-def _pcs(values: Mapping[str, float], stamp_ms: float, poll: int, loss_pct: float) -> Pcs:
-    state = values["state"]
-    return Pcs(
-        poll=poll,
-        v_stamp_ms=stamp_ms,
-        dc_v=values["dc_v"],
-        dc_a=values["dc_a"],
-        ac_w=values["ac_w"],
-        ac_hz=values["ac_hz"],
-        state=int(state) if state == state else -1,
-        fault_bits=bits_of(values["fault_bits"]),
-        charge_max_a=values["charge_max_a"],
-        discharge_max_a=values["discharge_max_a"],
-        identity_ok=True,
-        loss_pct=loss_pct,
-    )
 
 
 class Aggregator:

@@ -8,14 +8,40 @@ mistake. It is no security: that is the network's, and TLS's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 WRITES_PER_S = 200.0
-WRITES_AT_ONCE = 400.0
+WRITES_AT_ONCE = 2000.0
 _FORGOTTEN_NS = 60_000_000_000
 
 Network = IPv4Network | IPv6Network
+
+
+_EVERY = frozenset({1, 702, 703, 704, 711, 713, 714, 715, 802, 803, 804, 64990})
+ROLES: dict[str, frozenset[int]] = {
+    "ReadOnlySunSpec": frozenset(),
+    "GridServiceSunSpec": frozenset({702, 703, 704, 711, 715, 802, 803, 804, 64990}),
+    "NetworkAdministratorSunSpec": frozenset({1}),
+    "SuperAdministratorSunSpec": _EVERY,
+}
+"""Role of a certificate -> models that it may write. Stricter than SunSpec's table, in which every role writes 713 to
+808: these carry commands here."""
+
+
+class RoleRights:
+    """What a peer inside TLS may do. A role that is none of ROLES may nothing."""
+
+    def __init__(self, role: str, models: Sequence[tuple[int, int]]) -> None:
+        """`models`: first address and number of every model, ascending."""
+        self.reads = role in ROLES
+        self._allowed, self._models = ROLES.get(role, frozenset()), models
+
+    def writes(self, unit: int, address: int, count: int) -> bool:
+        """Whether every model that the block touches may be written."""
+        first, last = (bisect_right(self._models, (at, 1 << 16)) - 1 for at in (address, address + count - 1))
+        return all(number in self._allowed for _, number in self._models[max(0, first) : last + 1]) and last >= 0
 
 
 class Authority:

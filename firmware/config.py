@@ -176,6 +176,12 @@ class Site(_Conf):
     pcs_poll_ms: int = _whole(20, 10, 1000, "ms", "period of its poll")
     modbus_host: str = _text("0.0.0.0", "a host name or address", "where the appliance listens", _HOST)
     modbus_port: int = _whole(502, 1, 65535, "", "the appliance's own Modbus TCP port")
+    modbus_plain: bool = _text(
+        True,
+        "yes or no",
+        "plain Modbus for everybody; no: from this unit itself only; takes effect when the server starts",
+    )
+    tls_port: int = _whole(802, 1, 65535, "", "port of Modbus/TCP Security, open when tls/ holds certificates")
     allowed_clients: Networks = _text(
         (),
         "at most 16 addresses or networks such as 192.168.10.0/24 separated by commas, or none for everybody",

@@ -23,14 +23,16 @@ EVENT_SLOTS = 32
 _EVENT = struct.Struct("=QQQHHii88s")  # sequence, monotonic ns, wall ns, kind, reserve, a, b, text
 
 LAYOUT: dict[str, dict[str, int]] = {
-    "aggregator": {"bms": 512, "pcs": 256, "cells": 49_152, "links": 512, "events": EVENT_SLOTS * _EVENT.size},
+    "aggregator": {
+        "bms": 512, "pcs": 256, "cells": 61_440, "strings": 1024, "links": 512, "events": EVENT_SLOTS * _EVENT.size,
+    },
     "controller": {"status": 1024, "control": 128, "events": EVENT_SLOTS * _EVENT.size},
     "guard": {"guard": 128, "events": EVENT_SLOTS * _EVENT.size},
     "historian": {"store": 128},
     "clock": {"clock": 128, "events": EVENT_SLOTS * _EVENT.size},
     "sampler": SAMPLER_LAYOUT,
     "server": {"command": 256, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size},
-}
+}  # fmt: skip
 """Writer -> section -> capacity in bytes."""
 
 
@@ -98,6 +100,19 @@ class Status(NamedTuple):
     precharge_level: float
 
 
+class StringValues(NamedTuple):
+    """Aggregator -> server: one string in a complete poll. The section holds all of them, one behind the other."""
+
+    v: float
+    a: float  # + is discharge
+    soc_pct: float
+    soh_pct: float
+    online: bool  # it allows charge or discharge
+    alarm_trip: int  # as Bms.alarm_trip
+    alarm_stop: int
+    alarm_warn: int
+
+
 class Links(NamedTuple):
     """Aggregator -> everybody: counters of the two links since start."""
 
@@ -145,6 +160,7 @@ class Codec(Generic[T]):
 
 BMS, PCS, COMMAND, GUARD = Codec(Bms), Codec(Pcs), Codec(Command), Codec(Guard)
 CONTROL, STATUS, LINKS, STORE, CLOCK = Codec(Control), Codec(Status), Codec(Links), Codec(Store), Codec(Clock)
+STRING = Codec(StringValues)
 
 
 def run_directory() -> Path:

@@ -1,4 +1,4 @@
-"""One complete poll of the battery: reduced with numpy to what the scan reads, and its cells in wire format."""
+"""One complete poll of a device: the battery reduced with numpy to what the scan reads, its cells in wire format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.profile import Profile, ProfileArray
-from statemachine.signals import Bms
+from statemachine.signals import Bms, Pcs
+
+from .image import STRING, StringValues
 
 WIRE_V = ProfileArray(address=0, type="uint16", scale=0.001, unit="V", max_cells=0xFFFF)
 WIRE_C = ProfileArray(address=0, type="int16", scale=0.1, unit="degC", max_cells=0xFFFF)
@@ -140,14 +142,57 @@ def _sums_agree(string_v: list[float], volts: NDArray[np.float64]) -> bool:
     return bool(np.all(np.abs(np.asarray(string_v) - sums) <= 0.02 * sums + 3.0))
 
 
+def string_values(polls: list[StringPoll]) -> bytes:
+    """The `strings` section."""
+    return b"".join(
+        STRING.pack(
+            *StringValues(
+                v=p.values["string_v"],
+                a=p.values["string_a"],
+                soc_pct=p.values["soc_pct"],
+                soh_pct=p.values["soh_pct"],
+                online=_online(p),
+                alarm_trip=bits_of(p.values.get("alarm_trip", 0.0)),
+                alarm_stop=bits_of(p.values.get("alarm_stop", 0.0)),
+                alarm_warn=bits_of(p.values.get("alarm_warn", 0.0)),
+            )
+        )
+        for p in polls
+    )
+
+
 def wire_cells(strings: list[StringPoll], profile: Profile) -> bytes:
-    """The `cells` section: all voltages (mV) string-major, all temperatures (0.1 degC), all balancing registers."""
+    """The `cells` section: all voltages (mV) string-major, all temperatures (0.1 degC), all balancing registers.
+
+    A cell that was not measured is 0xFFFF or 0x8000, as in SunSpec, whatever the device says in its place.
+    """
     volts = _rescaled(b"".join(s.cell_v for s in strings), profile.arrays["cell_v"], WIRE_V)
     temperatures = _rescaled(b"".join(s.cell_c for s in strings), profile.arrays["cell_c"], WIRE_C)
     return volts + temperatures + b"".join(s.balancing for s in strings)
 
 
 def _rescaled(data: bytes, have: ProfileArray, want: ProfileArray) -> bytes:
-    if (have.type, have.scale, have.offset) == (want.type, want.scale, want.offset):
+    same = (have.type, have.scale, have.offset) == (want.type, want.scale, want.offset)
+    raw = np.frombuffer(data, ">u2")
+    if same and not any((raw == sentinel).any() for sentinel in have.sentinels):
         return data
     return want.encode(have.decode(data))
+
+
+def pcs_values(values: Mapping[str, float], stamp_ms: float, poll: int, loss_pct: float) -> Pcs:
+    """One complete poll of the PCS."""
+    state = values["state"]
+    return Pcs(
+        poll=poll,
+        v_stamp_ms=stamp_ms,
+        dc_v=values["dc_v"],
+        dc_a=values["dc_a"],
+        ac_w=values["ac_w"],
+        ac_hz=values["ac_hz"],
+        state=int(state) if state == state else -1,
+        fault_bits=bits_of(values["fault_bits"]),
+        charge_max_a=values["charge_max_a"],
+        discharge_max_a=values["discharge_max_a"],
+        identity_ok=True,
+        loss_pct=loss_pct,
+    )

@@ -66,3 +66,55 @@ class InverterState(IntEnum):
     STOPPED = 1
     STANDBY = 2
     STARTED = 3
+
+
+class AcType(IntEnum):
+    SINGLE_PHASE = 0
+    SPLIT_PHASE = 1
+    THREE_PHASE = 2
+
+
+class Operation(IntEnum):
+    OFF = 0
+    ON = 1
+
+
+class PcsOperation(IntEnum):
+    """701.InvSt."""
+
+    OFF = 0
+    SLEEPING = 1
+    STARTING = 2
+    RUNNING = 3
+    THROTTLED = 4
+    SHUTTING_DOWN = 5
+    FAULT = 6
+    STANDBY = 7
+
+
+class Connection(IntEnum):
+    DISCONNECTED = 0
+    CONNECTED = 1
+
+
+class ControlMode(IntEnum):
+    """Bits of 702.CtrlModes that are served."""
+
+    FIXED_W = 1
+
+
+class PortType(IntEnum):
+    PV = 0
+    ESS = 1
+    EV = 2
+    INJ = 3
+    ABS = 4
+    BIDIR = 5
+    DC_DC = 6
+
+
+class PortStatus(IntEnum):
+    OFF = 0
+    ON = 1
+    WARNING = 2
+    ERROR = 3

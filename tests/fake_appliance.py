@@ -15,9 +15,10 @@ from pymodbus.client import ModbusTcpClient
 from pymodbus.pdu import ModbusPDU
 
 from firmware import config
+from firmware.appliance import Appliance
 from firmware.image import BMS, COMMAND, GUARD, LINKS, PCS, STATUS, Links, Status, View, writer
 from firmware.registers import POINT
-from firmware.server import Appliance, Configuration, listen
+from firmware.server import Configuration, listen
 from statemachine.signals import Bms, Command, Guard, Pcs, Result
 from statemachine.states import State
 
@@ -44,11 +45,12 @@ READY = zeros(
 class FakeAppliance:
     """`with FakeAppliance(tmp_path) as appliance:`; `show` changes what the fake controller publishes."""
 
-    def __init__(self, directory: Path, configured: bool = True) -> None:
+    def __init__(self, directory: Path, configured: bool = True, **configuration: object) -> None:
         self.run_dir, self.config_dir = directory / "run", directory / "config"
         if configured:
-            config.prepare(self.config_dir, {})
-        self.status, self.bms, self.echo, self.alive = READY, BATTERY, True, True
+            config.prepare(self.config_dir, configuration)
+        self.status, self.bms, self.pcs, self.echo, self.alive = READY, BATTERY, zeros(Pcs, dc_v=1101.0), True, True
+        self.cells = self.strings = b""  # their sections, published when there is something in them
         self.answer: Callable[[Command, Status], Status] = lambda command, status: status._replace(
             ack_seq=command.seq, ack_result=Result.ACCEPTED
         )
@@ -101,7 +103,10 @@ class FakeAppliance:
             self.status = self.answer(command, self.status)
         self._files["controller"]["status"].publish(STATUS.pack(*self.status))
         self._files["aggregator"]["bms"].publish(BMS.pack(*self.bms))
-        self._files["aggregator"]["pcs"].publish(PCS.pack(*zeros(Pcs, dc_v=1101.0)))
+        self._files["aggregator"]["pcs"].publish(PCS.pack(*self.pcs))
+        if self.cells:
+            self._files["aggregator"]["cells"].publish(self.cells)
+            self._files["aggregator"]["strings"].publish(self.strings)
         self._files["aggregator"]["links"].publish(LINKS.pack(*zeros(Links, bms_garbage=2, bms_wrong_unit=3)))
         self._files["guard"]["guard"].publish(GUARD.pack(*zeros(Guard, armed=True)))
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from fake_appliance import FakeAppliance
 
-from firmware import docgen, ems_control, ems_tool, server
+from firmware import docgen, ems_control, ems_tool
+from firmware.appliance import STALE_MS
 from firmware.image import Status
 from firmware.registers import POINT
 from statemachine.faults import BY_NAME
@@ -225,7 +226,7 @@ def test_status_without_a_controller_is_an_error(
     appliance: FakeAppliance, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appliance.alive = False
-    monkeypatch.setitem(server.STALE_MS, "status", 0.0)
+    monkeypatch.setitem(STALE_MS, "status", 0.0)
     assert tool(appliance, "--status") == 1
     assert "controller does not answer" in one_line(capsys)
 

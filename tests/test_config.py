@@ -146,8 +146,8 @@ def test_values_that_contradict_each_other_are_refused_and_both_named(
 
 
 def test_more_cells_than_the_process_image_holds_are_refused(etc: Path) -> None:
-    prepare(etc, {"strings": 16, "cells_per_module": 30})
-    assert any("strings = 16: 9600 cells, allowed up to" in error for error in _refusal(etc))
+    prepare(etc, {"strings": 16, "modules_per_string": 40, "cells_per_module": 20})
+    assert any("strings = 16: 12800 cells, allowed up to" in error for error in _refusal(etc))
 
 
 def test_an_unknown_cell_profile_is_refused(etc: Path) -> None:

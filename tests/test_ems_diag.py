@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from fake_appliance import FakeAppliance, zeros
 
-from firmware import ems_diag, freeze_frame, harmonics, server
+from firmware import ems_diag, freeze_frame, harmonics
+from firmware.appliance import STALE_MS
 from firmware.freeze_frame import DIRECTORY, ENTRY, FRAME, FRAMES_PER_FILE, Entry, Frame, Stored, first_file, kept
 from firmware.image import Event
 from firmware.journal import Journal
@@ -159,7 +160,7 @@ def test_faults_without_a_controller_are_an_error_not_no_faults(
     appliance: FakeAppliance, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appliance.alive = False
-    monkeypatch.setitem(server.STALE_MS, "status", 0.0)
+    monkeypatch.setitem(STALE_MS, "status", 0.0)
     assert diag(appliance, "--faults") == 1
     assert "controller does not answer" in one_line(capsys)
 

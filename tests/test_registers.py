@@ -12,6 +12,7 @@ from fake_appliance import FakeAppliance
 
 from drivers.modbus.point import UNIMPLEMENTED, width
 from firmware import docgen
+from firmware.config import Site
 from firmware.registers import AT, BASE, END, POINT, POINTS, ROWS, get, image, put
 
 MODELS = {1: (40002, 66), 704: (40296, 65), 713: (40397, 7), 715: (40451, 7), 802: (40460, 62), 64990: (40524, 122)}
@@ -26,7 +27,7 @@ FINAL = {
     "RefAddr": 40544, "CmfState": 40545, "ChaLimA": 40546, "DisLimA": 40547, "LimReason": 40548, "Soc": 40558,
     "RackV": 40560, "RackA": 40562, "CellVMax": 40565, "FaultBits": 40573, "FaultActive": 40581, "LedRun": 40585,
     "LedKill": 40589, "Interlocks": 40590, "GuardArmed": 40594, "ScanOverruns": 40597, "ScanWakeP99us": 40605,
-    "StatusBits": 40612, "CfgRev": 40634, "End.ID": 40648, "End.L": 40649,
+    "StatusBits": 40612, "CfgRev": 40634,
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_every_register_belongs_to_one_point_without_gap() -> None:
     for row in ROWS:
         assert row.point.address == at, row.point.name
         at = row.point.end
-    assert at == END == 40650
+    assert at == END == 40648 + 28 + 32 * Site().strings + 2
     assert len(AT) == len(image()) // 2 == END - BASE
 
 
@@ -135,7 +136,8 @@ def test_discharge_is_positive_on_the_wire() -> None:
 
 def test_reserve_reads_as_pad_and_missing_values_as_not_implemented() -> None:
     registers = image()
-    assert registers[2 * (40072 - BASE) : 2 * (40296 - BASE)] == b"\x80\x00" * 224
+    for first, end in ((40277, 40296), (40363, 40397)):
+        assert registers[2 * (first + 2 - BASE) : 2 * (end - BASE)] == b"\x80\x00" * (end - first - 2)
     assert POINT["CmfState"].raw(registers[2 * (40545 - BASE) : 2 * (40546 - BASE)]) == UNIMPLEMENTED["enum16"]
 
 
@@ -143,7 +145,7 @@ def test_a_sunspec_client_scans_the_map(tmp_path: Path) -> None:
     with FakeAppliance(tmp_path) as appliance:
         device = sunspec.SunSpecModbusClientDeviceTCP(slave_id=1, ipaddr="127.0.0.1", ipport=appliance.port)
         device.scan()
-        assert [model.model_id for model in device.model_list] == [1, 704, 713, 715, 802]
+        assert [model.model_id for model in device.model_list] == [1, 701, 702, 704, 713, 714, 715, 802, 803]
         common, storage, battery = device.models[1][0], device.models[713][0], device.models[802][0]
         controls, control = device.models[704][0], device.models[715][0]
         assert common.Md.value == "EMS-1"

@@ -17,9 +17,10 @@ from pathlib import Path
 from drivers.modbus.adu import AduReader, FramingError
 from drivers.modbus.session import Counters, ModbusError, Session
 from firmware import config
+from firmware.appliance import Appliance
 from firmware.image import writer
 from firmware.registers import BASE, END, POINTS
-from firmware.server import Appliance, Configuration
+from firmware.server import Configuration
 
 from .grammar import Grammar
 from .oracle import Memory, stream

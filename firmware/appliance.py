@@ -1,0 +1,476 @@
+"""The device behind the Modbus socket: answers reads from the process image, takes commands.
+
+A write is applied whole or refused whole: exception 02 for what cannot be written, 03 for a value that is not allowed,
+04 for a command that the state forbids; AckWhy and RefAddr say why and where. The commands live in the register image
+itself, so a read-back is what was written. After a boot the mode is off; a server that only restarts resumes.
+"""
+
+from __future__ import annotations
+
+import platform
+import struct
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+from drivers.modbus.point import FORMATS, UNIMPLEMENTED
+from drivers.modbus.session import ModbusError
+from drivers.section import SectionFile
+from statemachine.commands import refusal
+from statemachine.settings import Settings
+from statemachine.signals import Command, LossPolicy, Mode, Result, StatusBit, Why
+from statemachine.wishes import VOIDING
+
+from . import registers
+from .authority import Authority, Network, WriteRate, admitted
+from .config import Site
+from .freeze_files import FreezeFiles
+from .image import (
+    BMS,
+    CLOCK,
+    COMMAND,
+    GUARD,
+    LINKS,
+    PCS,
+    STATUS,
+    EventLog,
+    View,
+    run_directory,
+    state_directory,
+)
+from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
+from .string_units import Sizes, StringUnits
+from .sunspec import OpCtl, SetOp, WSetMode
+
+UNIT = 1
+STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0}
+"""A section older than this reads "not implemented"; without a fresh status no command is taken."""
+FRESH_NS = 200_000
+"""Reads within it are answered from the same look at the process image."""
+PRODUCT = "EMS-1"
+
+_HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
+_ACKS = ("AckFaults", "AlarmReset", "AlmRst")
+_MODES = ("CmdMode", "OpCtl", "SetOp")
+_COMMAND = frozenset((*_MODES, "CmdSeq", "CmdW", "CmdRamp", "CmdTgtSoC"))
+_RUNNING = (Mode.CHARGE, Mode.DISCHARGE, Mode.GRID)
+_OPCTL_MODE = {OpCtl.STOP: Mode.OFF, OpCtl.ENTER_STANDBY: Mode.READY}
+_SEQUENCES = 0xFFFFFFFF
+_BEATING_NS = 1_000_000_000
+"""A heartbeat that changed within it is not lost, whatever a status of before says; below the shortest HbTmo."""
+
+
+class Refused(ModbusError):
+    """A write is refused with Modbus exception `code`; `why` and `address` go into AckWhy and RefAddr."""
+
+    def __init__(self, code: int, why: Why, address: int) -> None:
+        super().__init__(code)
+        self.why, self.address = why, address
+
+
+class _Encoder(NamedTuple):
+    """How one published point gets into the register image."""
+
+    pack_into: Callable[..., None]
+    offset: int
+    value: Callable[[Sources], Any]
+    scale: float
+    bottom: float
+    top: float
+    unimplemented: int
+
+
+def _encoder(row: Row) -> _Encoder:
+    point = row.point
+    signed, bits = point.type in ("int16", "int32"), 16 * point.count
+    top = (1 << bits - 1) - 1 if signed else (1 << bits) - 1
+    assert row.value is not None
+    return _Encoder(
+        struct.Struct(">" + FORMATS[point.type]).pack_into,
+        2 * (point.address - BASE),
+        row.value,
+        point.scale,
+        -top if signed else 0,
+        top,
+        UNIMPLEMENTED[point.type],
+    )
+
+
+_PLAN = {
+    group: [_encoder(row) for row in registers.ROWS if row.group == group and row.value is not None]
+    for group in Sources._fields
+}
+
+
+def _encode(image: bytearray, plan: list[_Encoder], values: list[Any], before: list[Any]) -> None:
+    """Puts the values that are not as before into the registers."""
+    for encoder, number, old in zip(plan, values, before, strict=True):
+        if number == old:
+            continue
+        pack_into, offset, _, scale, bottom, top, unimplemented = encoder
+        if number != number:
+            pack_into(image, offset, unimplemented)
+        else:
+            pack_into(image, offset, round(min(top, max(bottom, number / scale))))
+
+
+def covered(address: int, count: int) -> list[Row]:
+    """The writable points that a block covers exactly. Raises Refused (02)."""
+    rows, at = [], address
+    while at < address + count:
+        row = registers.covering(at)
+        if row is None:
+            raise Refused(2, Why.NO_SUCH_REGISTER, at)
+        if row.point.access == "R":
+            raise Refused(2, Why.READ_ONLY, at)
+        if at != row.point.address or row.point.end > address + count:
+            raise Refused(2, Why.HALF_POINT, at)
+        rows.append(row)
+        at = row.point.end
+    return rows
+
+
+def check_value(row: Row, data: bytes) -> None:
+    """Raises Refused (03) when `data` is no value that the point may take."""
+    point = row.point
+    raw = point.raw(data)
+    if point.values is not None:
+        if raw not in point.values._value2member_map_:
+            raise Refused(3, Why.UNDEFINED_VALUE, point.address)
+        return
+    if raw == UNIMPLEMENTED[point.type]:
+        raise Refused(3, Why.UNDEFINED_VALUE, point.address)
+    assert point.low is not None and point.high is not None
+    if not round(point.low / point.scale) <= raw <= round(point.high / point.scale):
+        raise Refused(3, Why.OUT_OF_RANGE, point.address)
+
+
+def _commanded_mode(image: bytearray, touched: set[str], now: Mode) -> Mode:
+    """The mode that a write leaves behind. START and CONNECT change nothing when they are already so."""
+    if "OpCtl" in touched:
+        wanted = OpCtl(int(registers.get(image, "OpCtl")))
+        return _OPCTL_MODE.get(wanted, now if now in _RUNNING else Mode.GRID)
+    if "SetOp" in touched:
+        if registers.get(image, "SetOp") == SetOp.DISCONNECT:
+            return Mode.OFF
+        return Mode.READY if now in (Mode.OFF, Mode.SERVICE) else now
+    return Mode(int(registers.get(image, "CmdMode")))
+
+
+def _mirror_mode(image: bytearray, mode: Mode) -> None:
+    """CmdMode, OpCtl and SetOp say the same thing, each in its own words."""
+    connected = mode in (*_RUNNING, Mode.READY)
+    registers.put(image, "CmdMode", mode)
+    registers.put(image, "SetOp", SetOp.CONNECT if connected else SetOp.DISCONNECT)
+    if mode in _RUNNING and registers.get(image, "OpCtl") in (OpCtl.START, OpCtl.EXIT_STANDBY):
+        return
+    running = OpCtl.START if mode in _RUNNING else OpCtl.STOP
+    registers.put(image, "OpCtl", OpCtl.ENTER_STANDBY if mode == Mode.READY else running)
+
+
+class Counters(NamedTuple):
+    """What a write adds to."""
+
+    acks: int
+    wset_version: int
+    armed: bool
+    beaten_ns: int = -_BEATING_NS  # when the site controller's heartbeat changed last
+
+
+class Appliance:
+    """The device behind the socket. Used from one event loop; reads and writes are each one uninterrupted step."""
+
+    def __init__(self, file: SectionFile, directory: Path | None = None) -> None:
+        self._section, self.events = file["command"], EventLog(file["events"])
+        self._authority, self._rate = Authority(), WriteRate()
+        self._allowed: tuple[Network, ...] = ()
+        self._views: dict[str, View[Any]] = {
+            "status": View(STATUS, "controller", "status", directory),
+            "bms": View(BMS, "aggregator", "bms", directory),
+            "pcs": View(PCS, "aggregator", "pcs", directory),
+            "links": View(LINKS, "aggregator", "links", directory),
+            "guard": View(GUARD, "guard", "guard", directory),
+            "clock": View(CLOCK, "clock", "clock", directory),
+        }
+        self._files = FreezeFiles(state_directory(), directory or run_directory())
+        self._strings = StringUnits(directory)
+        self._image = registers.image()
+        self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
+        self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
+        self._beat_ns, self._refreshed_ns = monotonic_ns(), 0
+        self._resumed = False
+        self._counters = self._resume()
+        self._reverted = 0
+        self._config_error = self._require_heartbeat = False
+        self._void_seq = -1  # CmdSeq of a command that the controller does not follow any more
+        self._defaults: tuple[float, int] | None = None
+        self._update(own=Own(0, 0, 0, 0))
+        registers.put(self._image, "Vr", version("ems-edge"))
+        registers.put(self._image, "SN", platform.node())
+
+    def _resume(self) -> Counters:
+        """The command goes on as a predecessor left it: a server that died must not stop the rack.
+
+        The process image is in memory, so after a boot there is none and the mode is off. If we were away for long the
+        controller has taken the command out of force itself.
+        """
+        try:
+            last = COMMAND.unpack(self._section.last() or b"")
+        except struct.error:
+            return Counters(0, 1, False)
+        for name, value in (
+            ("CmdSeq", last.seq), ("CmdW", last.w), ("CmdRamp", last.c_rate), ("CmdTgtSoC", last.target_soc_pct),
+            ("HbTmo", last.heartbeat_timeout_s), ("LossPol", last.loss_policy), ("WSetMod", WSetMode.WATTS),
+            ("WSetEna", last.wset_enabled), ("WSet", last.wset_w), ("WSetRvrt", last.wset_revert_w),
+            ("WSetEnaRvrt", last.wset_revert_enabled), ("WSetRvrtTms", last.wset_revert_s),
+        ):  # fmt: skip
+            registers.put(self._image, name, value)
+        _mirror_mode(self._image, Mode(last.mode))
+        self._mirror_heartbeat(self._image, last.heartbeat)
+        self._resumed = True
+        return Counters(last.ack_count, last.wset_version, last.heartbeat_armed)
+
+    def configure(self, settings: Settings | None, site: Site | None, error: bool) -> None:
+        """Takes a configuration into use (None: keep the one in force). Heartbeat rules follow it when it changes."""
+        self._config_error = error
+        if settings is not None:
+            self._update(settings=settings)
+        if site is not None:
+            self._strings.configure(Sizes.of(site))
+            self._allowed = site.allowed_clients
+            self._require_heartbeat = site.require_heartbeat
+            self._counters = self._counters._replace(armed=self._counters.armed or site.require_heartbeat)
+            defaults = (site.heartbeat_timeout, int(LossPolicy[site.loss_policy.upper()]))
+            before, self._defaults = self._defaults, defaults
+            if before != defaults and not (before is None and self._resumed):
+                registers.put(self._image, "HbTmo", defaults[0])
+                registers.put(self._image, "LossPol", defaults[1])
+        self.publish()
+
+    def serves(self, unit: int) -> bool:
+        return unit == UNIT or self._strings.serves(unit)
+
+    def identity(self, unit: int) -> Mapping[int, bytes]:
+        release = version("ems-edge").encode()
+        own = {0: b"ems-edge", 1: PRODUCT.encode(), 2: release, 4: b"EMS battery storage edge appliance", 5: b"EMS-1"}
+        return own if unit == UNIT else self._strings.identity(unit, own)
+
+    def read(self, unit: int, address: int, count: int) -> bytes:
+        if monotonic_ns() - self._refreshed_ns > FRESH_NS:
+            self._refresh()
+        if unit != UNIT:
+            return self._strings.read(unit, address, count, self._sources.status)
+        if address < BASE or address + count > self._strings.bank_end:
+            raise ModbusError(2)
+        image: bytes | bytearray = self._image
+        if address + count > BANK_FIRST:
+            image = image[: 2 * (BANK_FIRST - BASE)] + self._strings.bank(self._sources.status)
+        return bytes(image[2 * (address - BASE) : 2 * (address - BASE + count)])
+
+    def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
+        """Freeze-frames; see freeze_files."""
+        if unit != UNIT:
+            raise ModbusError(2)
+        try:
+            return self._files.read(file, record, count)
+        except LookupError as error:
+            raise ModbusError(2) from error
+        except OSError as error:
+            raise ModbusError(4) from error
+
+    def admits(self, host: str) -> bool:
+        """Whether an address may connect."""
+        return admitted(host, self._allowed)
+
+    def commands(self, host: str) -> bool:
+        """Whether this address holds the lease: it always finds a place."""
+        return self._authority.holder(monotonic_ns()) == host
+
+    def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
+        if unit != UNIT:
+            raise ModbusError(2)
+        self._refresh()
+        host = peer.rpartition(":")[0]
+        try:
+            if not self._rate.allows(host, monotonic_ns()):
+                raise Refused(6, Why.TOO_MANY_WRITES, address)
+            self._take(address, data, host)
+        except Refused as refused:
+            self._update(own=self._sources.own._replace(why=int(refused.why), address=refused.address))
+            raise
+
+    def tick(self) -> None:
+        """Twenty times a second: the appliance's heartbeat, a reversion, and a sign of life to the controller."""
+        self._refresh()
+        now_ns = monotonic_ns()
+        if now_ns - self._beat_ns >= 1_000_000_000:
+            self._beat_ns += (now_ns - self._beat_ns) // 1_000_000_000 * 1_000_000_000
+            if self._sources.status is not None:
+                own = self._sources.own
+                self._update(own=own._replace(beat=(own.beat + 1) % _SEQUENCES, freeze_frames=self._files.count))
+        self.publish()
+
+    def publish(self) -> None:
+        """The command as it stands, to the controller."""
+        self._section.publish(COMMAND.pack(*self.command()))
+
+    def command(self) -> Command:
+        """The command that the registers spell."""
+
+        def value(name: str) -> float:
+            return registers.get(self._image, name)
+
+        counters = self._counters
+        return Command(
+            seq=int(value("CmdSeq")),
+            mode=int(value("CmdMode")),
+            w=value("CmdW"),
+            c_rate=value("CmdRamp"),
+            target_soc_pct=value("CmdTgtSoC"),
+            heartbeat=int(value("ControllerHb")),
+            heartbeat_armed=counters.armed,
+            heartbeat_timeout_s=value("HbTmo"),
+            loss_policy=int(value("LossPol")),
+            ack_count=counters.acks,
+            wset_version=counters.wset_version,
+            wset_enabled=bool(value("WSetEna")),
+            wset_w=self._set_point_w("WSet", "WSetPct"),
+            wset_revert_w=self._set_point_w("WSetRvrt", "WSetPctRvrt"),
+            wset_revert_enabled=bool(value("WSetEnaRvrt")),
+            wset_revert_s=value("WSetRvrtTms"),
+            config_error=self._config_error,
+        )
+
+    def _set_point_w(self, watts: str, percent: str) -> float:
+        settings = self._sources.settings
+        if registers.get(self._image, "WSetMod") == WSetMode.WATTS or settings is None:
+            return registers.get(self._image, watts)
+        share = registers.get(self._image, percent) / 100
+        return share * (registers.rated_discharge_w if share > 0 else registers.rated_charge_w)(settings)
+
+    def _update(self, **changed: Any) -> None:
+        self._sources = self._sources._replace(**changed)
+        groups = {*changed, "status"} if "own" in changed else set(changed)
+        for group in groups:
+            plan, before = _PLAN[group], self._encoded[group]
+            values = self._encoded[group] = [encoder.value(self._sources) for encoder in plan]
+            _encode(self._image, plan, values, before)
+
+    def _refresh(self) -> None:
+        """Encodes the sections that were published, or went stale, since the last time."""
+        now_ns = self._refreshed_ns = monotonic_ns()
+        for name, view in self._views.items():
+            value = view.refresh()
+            if value is not None and view.age_ms(now_ns) > STALE_MS[name]:
+                value = None
+            if value is not getattr(self._sources, name):
+                self._update(**{name: value})
+        self._follow_reversion()
+        self._follow_void()
+
+    def _follow_reversion(self) -> None:
+        status, current = self._sources.status, self._counters.wset_version
+        if status is None or status.wset_reverted != current or self._reverted == current:
+            return
+        self._reverted = current
+        for name, source in (("WSetEna", "WSetEnaRvrt"), ("WSet", "WSetRvrt"), ("WSetPct", "WSetPctRvrt")):
+            registers.put(self._image, name, registers.get(self._image, source))
+        self.publish()
+
+    def _follow_void(self) -> None:
+        status = self._sources.status
+        if status is None:
+            return
+        lost = self._lost(self._counters) and registers.get(self._image, "LossPol") != LossPolicy.HOLD
+        if lost or status.state in VOIDING or status.ack_result == Result.REJECTED:
+            self._void_seq = status.ack_seq
+
+    def _lost(self, counters: Counters) -> bool:
+        """The site controller's heartbeat is missing."""
+        status = self._sources.status
+        if status is None or not counters.armed or monotonic_ns() - counters.beaten_ns < _BEATING_NS:
+            return False
+        return bool(status.status_bits >> StatusBit.HEARTBEAT_LOST & 1)
+
+    def _take(self, address: int, data: bytes, host: str) -> None:
+        rows = covered(address, len(data) // 2)
+        for row in rows:
+            at = 2 * (row.point.address - address)
+            check_value(row, data[at : at + 2 * row.point.count])
+        image = bytearray(self._image)
+        start = 2 * (address - BASE)
+        image[start : start + len(data)] = data
+        touched = {row.point.name for row in rows}
+        authorised = self._authority.allows(host, monotonic_ns())
+        if not authorised and not self._stops(image, touched):
+            raise Refused(4, Why.NOT_IN_AUTHORITY, address)
+        counters = self._apply(image, touched, rows)
+        self._image[:] = image
+        self._counters = counters
+        if authorised and self._authority.took(host, monotonic_ns(), registers.get(image, "HbTmo")):
+            self.events.add(0, text=f"AUTHORITY {host} commands")
+        if self._sources.own.why and touched - set(_HEARTBEATS):
+            self._update(own=self._sources.own._replace(why=0, address=0))
+        self.publish()
+
+    def _stops(self, image: bytearray, touched: set[str]) -> bool:
+        """The write commands mode OFF and nothing else."""
+        before = Mode(int(registers.get(self._image, "CmdMode")))
+        modes = touched.intersection(_MODES)
+        return bool(modes) and touched <= _COMMAND and _commanded_mode(image, touched, before) is Mode.OFF
+
+    def _apply(self, image: bytearray, touched: set[str], rows: list[Row]) -> Counters:
+        """Everything that follows from the written values, on a copy. Raises Refused (04)."""
+        counters = self._counters
+        for name in touched.intersection(_HEARTBEATS):
+            beat = registers.get(image, name)
+            changed = beat != registers.get(self._image, name)
+            self._mirror_heartbeat(image, int(beat))
+            counters = counters._replace(armed=True, beaten_ns=monotonic_ns() if changed else counters.beaten_ns)
+        for name in touched.intersection(_ACKS):
+            counters = counters._replace(acks=counters.acks + int(registers.get(image, name)))
+            registers.put(image, name, 0)
+        if not touched.isdisjoint(WSET_GROUP):
+            if registers.get(image, "WSetMod") == WSetMode.W_MAX_PCT and self._sources.settings is None:
+                raise Refused(4, Why.NO_CONFIGURATION, POINT["WSetMod"].address)
+            counters = counters._replace(wset_version=counters.wset_version + 1)
+        if not touched.isdisjoint((*_MODES, "CmdSeq")):
+            counters = self._apply_mode(image, touched, rows, counters)
+        return counters
+
+    @staticmethod
+    def _mirror_heartbeat(image: bytearray, heartbeat: int) -> None:
+        registers.put(image, "ControllerHb", heartbeat)
+        for name in ("CtrlHb", "802.CtrlHb"):
+            registers.put(image, name, heartbeat % 0xFFFF)
+
+    def _apply_mode(self, image: bytearray, touched: set[str], rows: list[Row], counters: Counters) -> Counters:
+        """Mode OFF ends the watch over a heartbeat that is lost, until it is written again: nothing is left to stop."""
+        before = Mode(int(registers.get(self._image, "CmdMode")))
+        mode = _commanded_mode(image, touched, before)
+        at = next(row.point.address for row in rows if row.point.name in (*_MODES, "CmdSeq"))
+        if mode != before and "CmdSeq" not in touched:
+            registers.put(image, "CmdSeq", (registers.get(image, "CmdSeq") + 1) % _SEQUENCES)
+        seq = int(registers.get(image, "CmdSeq"))
+        new = mode != before or seq != registers.get(self._image, "CmdSeq")
+        why = self._refusal(mode, seq, lost=new and self._lost(counters))
+        if why != Why.NONE:
+            raise Refused(4, why, POINT["CmdMode"].address if "CmdMode" in touched else at)
+        _mirror_mode(image, mode)
+        if mode == Mode.OFF and self._lost(counters):
+            return counters._replace(armed=self._require_heartbeat)
+        return counters
+
+    def _refusal(self, mode: Mode, seq: int, lost: bool) -> Why:
+        status = self._sources.status
+        if mode == Mode.OFF:
+            return Why.NONE
+        if status is None:
+            return Why.NO_DATA
+        if why := refusal(mode, status.state, status.permit):
+            return why
+        if lost:
+            return Why.HEARTBEAT_LOST
+        return Why.SEQ_NOT_NEW if seq == self._void_seq else Why.NONE

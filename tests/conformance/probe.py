@@ -1,0 +1,349 @@
+"""The raw probe: a table of checks, each a question in bytes and the only answer that is right."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from drivers.modbus.adu import AduReader, frame
+from drivers.modbus.point import UNIMPLEMENTED, Point
+from firmware.registers import BASE, END, POINT, POINTS
+from statemachine.signals import Why
+
+UNIT = 1
+CLOSED = "closed"
+_READ = b"\3" + struct.pack(">HH", BASE, 2)
+_MARKER = b"\3\4SunS"
+
+
+class Wire:
+    """One raw connection."""
+
+    def __init__(self, port: int) -> None:
+        self._peer = socket.create_connection(("127.0.0.1", port), 3)
+        self._peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._peer.settimeout(3)
+        self._reader = AduReader()
+        self._adus: list[tuple[int, int, bytes]] = []
+
+    def send(self, data: bytes) -> None:
+        self._peer.sendall(data)
+
+    def adu(self) -> tuple[int, int, bytes] | str:
+        """Transaction, unit and PDU of the next answer, or CLOSED."""
+        while not self._adus:
+            try:
+                data = self._peer.recv(4096)
+            except ConnectionError:
+                data = b""
+            if not data:
+                return CLOSED
+            self._adus += self._reader.feed(data)
+        return self._adus.pop(0)
+
+    def ask(self, pdu: bytes, unit: int = UNIT) -> bytes | str:
+        """The answer's PDU, or CLOSED."""
+        self.send(frame(0x0102, unit, pdu))
+        answer = self.adu()
+        return answer if isinstance(answer, str) else answer[2]
+
+    def close(self) -> None:
+        self._peer.close()
+
+
+class Check(NamedTuple):
+    """`run` gives (answer, right answer) as words for the document."""
+
+    id: str
+    title: str
+    run: Callable[[Wire], tuple[object, object]]
+
+
+def _hex(answer: bytes | str) -> str:
+    return answer if isinstance(answer, str) else answer.hex()
+
+
+def _asks(number: str, title: str, request: str | bytes, answer: str, unit: int = UNIT) -> Check:
+    pdu = bytes.fromhex(request) if isinstance(request, str) else request
+    return Check(number, title, lambda wire: (_hex(wire.ask(pdu, unit)), answer.replace(" ", "")))
+
+
+def _closes(number: str, title: str, header: str) -> Check:
+    def run(wire: Wire) -> tuple[object, object]:
+        wire.send(frame(1, UNIT, _READ) + bytes.fromhex(header))
+        first, second = wire.adu(), wire.adu()
+        return (_hex(first[2]) if not isinstance(first, str) else first, second), (_MARKER.hex(), CLOSED)
+
+    return Check(number, title, run)
+
+
+def _stays(number: str, title: str, run: Callable[[Wire], object], right: object) -> Check:
+    return Check(number, title, lambda wire: (run(wire), right))
+
+
+def _at(name: str) -> int:
+    return POINT[name].address
+
+
+def _write(address: int, *registers: int) -> bytes:
+    data = struct.pack(f">{len(registers)}H", *registers)
+    return struct.pack(">BHHB", 16, address, len(registers), len(data)) + data
+
+
+def _split(wire: Wire) -> object:
+    adu, seen = frame(9, UNIT, _READ), set()
+    for at in range(1, len(adu)):
+        wire.send(adu[:at])
+        wire.send(adu[at:])
+        seen.add(wire.adu())
+    return seen == {(9, UNIT, _MARKER)}
+
+
+def _pipelined(wire: Wire) -> object:
+    wire.send(b"".join(frame(n, UNIT, _READ) for n in range(64)))
+    return [a[0] for _ in range(64) if not isinstance(a := wire.adu(), str)] == list(range(64))
+
+
+def _two_in_one(wire: Wire) -> object:
+    address = _at("HbTmo")
+    wire.send(frame(1, UNIT, struct.pack(">BHH", 6, address, 33)) + frame(2, UNIT, struct.pack(">BHH", 3, address, 1)))
+    wire.adu()
+    answer = wire.adu()
+    return _hex(answer[2]) if not isinstance(answer, str) else answer
+
+
+def _ids(wire: Wire) -> object:
+    found = []
+    for transaction in (0, 1, 0x7FFF, 0xFFFF):
+        wire.send(frame(transaction, UNIT, _READ))
+        answer = wire.adu()
+        found.append(answer[:2])
+    return found
+
+
+def _every_code(wire: Wire) -> object:
+    served = {3, 4, 6, 16, 20, 23, 43}
+    return [c for c in range(256) if c not in served and wire.ask(bytes((c, 0, 0, 0, 1))) != bytes((c | 0x80, 1))]
+
+
+def _single_registers(wire: Wire) -> object:
+    return [a for a in range(BASE, END) if len(wire.ask(struct.pack(">BHH", 3, a, 1))) != 4]
+
+
+def _read_only(wire: Wire) -> object:
+    taken = []
+    for point in POINTS:
+        if point.access == "R":
+            answer = wire.ask(_write(point.address, *[0] * point.count))
+            if answer != b"\x90\2":
+                taken.append(point.name)
+    return taken
+
+
+def writable() -> Iterator[Point]:
+    """Points that keep what is written and command nothing."""
+    for point in POINTS:
+        kept = point.access == "RW" and point.name not in ("CmdMode", "OpCtl", "SetOp", "CmdSeq", "AckFaults")
+        if kept and "Rst" not in point.name and "Reset" not in point.name:
+            yield point
+
+
+def _legal(point: Point) -> list[float]:
+    if point.values is not None:
+        return [float(v) for v in point.values]
+    assert point.low is not None and point.high is not None
+    return [point.low + share * (point.high - point.low) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+
+
+def _read_back(wire: Wire) -> object:
+    differ = []
+    for point in writable():
+        for value in _legal(point):
+            data = point.encode(value)
+            wire.ask(struct.pack(">BHHB", 16, point.address, point.count, len(data)) + data)
+            answer = wire.ask(struct.pack(">BHH", 3, point.address, point.count))
+            same = answer[2:] == data
+            if not same and not ("Hb" in point.name and point.type == "uint32"):  # one counter behind three names
+                differ.append((point.name, value))
+    return differ
+
+
+def _bad_values(wire: Wire) -> object:
+    """Sentinels, and values beyond the range: refused with 03, and the old value stays."""
+    wrong = []
+    for point in writable():
+        before = wire.ask(struct.pack(">BHH", 3, point.address, point.count))
+        sentinel = (UNIMPLEMENTED[point.type] & (1 << 16 * point.count) - 1).to_bytes(2 * point.count)
+        answer = wire.ask(struct.pack(">BHHB", 16, point.address, point.count, len(sentinel)) + sentinel)
+        after = wire.ask(struct.pack(">BHH", 3, point.address, point.count))
+        if answer != b"\x90\3" or after != before:
+            wrong.append(point.name)
+    return wrong
+
+
+def _half(wire: Wire) -> object:
+    return [p.name for p in POINTS if p.access == "RW" and p.count == 2 and wire.ask(_write(p.address, 0)) != b"\x90\2"]
+
+
+def _both_functions(wire: Wire) -> object:
+    address = _at("CmdTgtSoC")
+    return [_hex(wire.ask(struct.pack(">BHH", 6, address, 600))), _hex(wire.ask(_write(address, 700)))]
+
+
+def _who(wire: Wire) -> object:
+    answer = wire.ask(bytes((43, 14, 1, 0)))
+    assert isinstance(answer, bytes) and answer[:7] == bytes((43, 14, 1, 0x82, 0, 0, 3)), answer
+    at, found = 7, list[int]()
+    for _ in range(3):
+        found.append(answer[at])
+        at += 2 + answer[at + 1]
+    return found if at == len(answer) else answer
+
+
+def _models(wire: Wire) -> object:
+    """Walks the chain of models as a SunSpec client does."""
+    at, found = BASE + 2, list[int]()
+    while True:
+        answer = wire.ask(struct.pack(">BHH", 3, at, 2))
+        assert isinstance(answer, bytes) and len(answer) == 6, answer
+        number, length = struct.unpack(">HH", answer[2:])
+        if number == 0xFFFF:
+            return length == 0 and {1, 704, 713, 715, 802, 64990} <= set(found) and at + 2 == END
+        found.append(number)
+        at += 2 + length
+
+
+def _block_is_whole(wire: Wire) -> object:
+    """One bad register in a block of eleven: nothing of it is applied."""
+    first = _at("WSetEna")
+    before = wire.ask(struct.pack(">BHH", 3, first, 11))
+    answer = wire.ask(_write(first, 1, 1, 0, 1000, 0, 0, 0, 0, 9, 0, 30))
+    return _hex(answer), wire.ask(struct.pack(">BHH", 3, first, 11)) == before
+
+
+def _reason(wire: Wire) -> object:
+    wire.ask(_write(_at("802.SoC"), 1))
+    answer = wire.ask(struct.pack(">BHH", 3, _at("AckWhy"), 1))
+    return int.from_bytes(answer[2:]) if isinstance(answer, bytes) else answer
+
+
+def _lives_on(wire: Wire) -> object:
+    for request in ("03 9c40 0000", "41", "06 0000 0001", "10 9c40"):
+        wire.ask(bytes.fromhex(request))
+    return _hex(wire.ask(_READ))
+
+
+_E = END
+CHECKS: tuple[Check, ...] = (
+    _stays("FRM-1", "transaction and unit are echoed", _ids, [(t, UNIT) for t in (0, 1, 0x7FFF, 0xFFFF)]),
+    _stays("FRM-2", "64 requests in one segment: 64 answers in order", _pipelined, True),
+    _stays("FRM-3", "a write and a read in one segment, in this order", _two_in_one, "03020021"),
+    _closes("FRM-4", "protocol id 1 ends the connection, after the answers before it", "0001 0001 0006 01 03"),
+    _closes("FRM-5", "protocol id 65535", "0001 ffff 0006 01 03"),
+    _closes("FRM-6", "MBAP length 0", "0001 0000 0000"),
+    _closes("FRM-7", "MBAP length 1", "0001 0000 0001 01"),
+    _closes("FRM-8", "MBAP length 255 of a read", "0001 0000 00ff 01 03"),
+    _closes("FRM-9", "MBAP length 65535", "0001 0000 ffff 01 10"),
+    _stays("FRM-10", "refusals end nothing", _lives_on, _MARKER.hex()),
+    _asks("CNT-1", "FC03, 0 registers", "03 9c40 0000", "83 03"),
+    _asks("CNT-2", "FC03, 126 registers", "03 9c40 007e", "83 03"),
+    _asks("CNT-3", "FC03, 65535 registers", "03 9c40 ffff", "83 03"),
+    _asks("CNT-4", "FC04, 0 registers", "04 9c40 0000", "84 03"),
+    _asks("CNT-5", "FC04, 126 registers", "04 9c40 007e", "84 03"),
+    _asks("CNT-6", "FC16, 0 registers", "10 9cc4 0000 00", "90 03"),
+    _asks("CNT-7", "FC16, 124 registers in a frame of their length",
+          struct.pack(">BHHB", 16, BASE, 124, 248) + bytes(248), "90 03"),
+    _asks("CNT-8", "FC16, byte count one less", "10 9cc4 0002 03 000100", "90 03"),
+    _asks("CNT-9", "FC16, byte count one more than came", "10 9cc4 0001 03 0001", "90 03"),
+    _asks("CNT-10", "FC16, more data than the byte count", "10 9cc4 0001 02 000100", "90 03"),
+    _asks("CNT-11", "FC16, count and byte count disagree", "10 9cc4 0001 04 00010002", "90 03"),
+    _asks("CNT-12", "FC16, no data at all", "10 9cc4", "90 03"),
+    _asks("CNT-13", "FC06, no value", "06 9cc4", "86 03"),
+    _asks("CNT-14", "FC06, a byte too many", "06 9cc4 0001 00", "86 03"),
+    _asks("CNT-15", "FC03, no count", "03 9c40", "83 03"),
+    _asks("CNT-16", "FC03, a byte too many", "03 9c40 0001 00", "83 03"),
+    _asks("CNT-17", "FC03, function code only", "03", "83 03"),
+    _asks("CNT-18", "FC23, read 0", "17 9c40 0000 9cc4 0001 02 0001", "97 03"),
+    _asks("CNT-19", "FC23, read 126", "17 9c40 007e 9cc4 0001 02 0001", "97 03"),
+    _asks("CNT-20", "FC23, write 0", "17 9c40 0001 9cc4 0000 00", "97 03"),
+    _asks("CNT-21", "FC23, write 122 in a frame of their length",
+          struct.pack(">BHHHHB", 23, BASE, 1, BASE, 122, 244) + bytes(244), "97 03"),
+    _asks("CNT-22", "FC23, byte count disagrees", "17 9c40 0001 9cc4 0001 04 0001", "97 03"),
+    _stays("CNT-23", "FC03, 125 registers fit", lambda wire: len(wire.ask(struct.pack(">BHH", 3, BASE, 125))), 252),
+    _stays("FC-1", "every function code that is not served: its own code with the top bit, exception 01",
+           _every_code, []),
+    *(_asks(f"FC-{2 + n}", f"FC{code:02}, {name}", bytes((code, 0, 0, 0, 1)), f"{code | 0x80:02x}01")
+      for n, (code, name) in enumerate({
+          1: "read coils", 2: "read discrete inputs", 5: "write single coil", 7: "read exception status",
+          8: "diagnostics", 11: "get comm event counter", 15: "write multiple coils", 17: "report server id",
+          21: "write file record", 22: "mask write register", 24: "read FIFO queue", 100: "user-defined",
+      }.items())),
+    _asks("ADR-1", "the register before the map", struct.pack(">BHH", 3, BASE - 1, 1), "83 02"),
+    _asks("ADR-2", "a read that begins before the map", struct.pack(">BHH", 3, BASE - 1, 2), "83 02"),
+    _asks("ADR-3", "the register after the map", struct.pack(">BHH", 3, _E, 1), "83 02"),
+    _asks("ADR-4", "a read over the end of the map", struct.pack(">BHH", 3, _E - 1, 2), "83 02"),
+    _asks("ADR-5", "the last registers of the map", struct.pack(">BHH", 3, _E - 2, 2), "03 04 ffff 0000"),
+    _asks("ADR-6", "register 0", "03 0000 0001", "83 02"),
+    _asks("ADR-7", "over register 65535", "03 ffff 0002", "83 02"),
+    _asks("ADR-8", "FC04 reads the same map", struct.pack(">BHH", 4, BASE, 2), "04 04 53756e53"),
+    _asks("ADR-9", "a write outside the map", "10 0000 0001 02 0001", "90 02"),
+    _asks("ADR-10", "a write over register 65535", "10 ffff 0002 04 00010002", "90 02"),
+    _asks("ADR-11", "FC23 with a read outside writes nothing", "17 0000 0001 9cc4 0001 02 0001", "97 02"),
+    _stays("ADR-12", "half of any 32-bit point", _half, []),
+    _asks("UNT-1", "unit 0", _READ, "83 0b", unit=0),
+    _asks("UNT-2", "unit 2", _READ, "83 0b", unit=2),
+    _asks("UNT-3", "unit 255", _READ, "83 0b", unit=255),
+    _asks("UNT-4", "a write to a unit that is not there", "06 9cc4 0001", "86 0b", unit=99),
+    _stays("ID-1", "FC43/14 basic: vendor, product, revision", _who, [0, 1, 2]),
+    _asks("ID-6", "FC43 with another MEI type", "2b 0d 01 00", "ab 01"),
+    _asks("ID-2", "FC43/14, code 0", "2b 0e 00 00", "ab 03"),
+    _asks("ID-3", "FC43/14, code 5", "2b 0e 05 00", "ab 03"),
+    _asks("ID-4", "FC43/14, an object that is not there", "2b 0e 04 63", "ab 02"),
+    _asks("ID-5", "FC43/14, one object", "2b 0e 04 01", "2b 0e 04 82 00 00 01 01 05 454d532d31"),
+    _asks("FIL-1", "FC20, byte count 0", "14 00", "94 03"),
+    _asks("FIL-2", "FC20, byte count no multiple of 7", "14 08 06 0001 0000 0001 00", "94 03"),
+    _asks("FIL-3", "FC20, record length 0", "14 07 06 0001 0000 0000", "94 03"),
+    _asks("FIL-4", "FC20, answer too long", "14 07 06 0001 0000 007a", "94 03"),
+    _asks("FIL-5", "FC20, reference type 5", "14 07 05 0001 0000 0001", "94 02"),
+    _asks("FIL-6", "FC20, file 0", "14 07 06 0000 0000 0001", "94 02"),
+    _asks("FIL-7", "FC20, a file that is not there", "14 07 06 ffff 0000 0001", "94 02"),
+    _stays("WRT-1", "a block with one bad register is refused whole", _block_is_whole, ("9003", True)),
+    _stays("WRT-2", "the reason of a refusal is in AckWhy", _reason, int(Why.READ_ONLY)),
+    _stays("SS-1", "the chain of models ends with FFFF, 0 at the end of the map", _models, True),
+    _stays("MOD-3", "every writable point takes its least, greatest and middle values and reads back at once",
+           _read_back, []),
+    _stays("EXC-1", "a sentinel is refused with 03 and the old value stays, at every writable point", _bad_values, []),
+    _stays("EXC-2", "every read-only point refuses a write with 02", _read_only, []),
+    _asks("EXC-3", "an illegal function: exception 01", "41 0000 0001", "c1 01"),
+    _stays("MB-1", "FC06 and FC16 write the same register", _both_functions,
+           [struct.pack(">BHH", 6, _at("CmdTgtSoC"), 600).hex(), struct.pack(">BHH", 16, _at("CmdTgtSoC"), 1).hex()]),
+    _stays("MB-2", "every register of the map can be read alone", _single_registers, []),
+    _stays("TCP-3", "a request split over two segments at any byte", _split, True),
+)  # fmt: skip
+
+ELSEWHERE: tuple[tuple[str, str, str, str], ...] = (
+    ("REV-1", "the reversion timer runs out after its time",
+     "boundaries_commands", "a_set_point_reverts_when_its_time_is_over"),
+    ("REV-1", "the registers show the reversion", "server", "a_reversion_shows_in_the_registers_once"),
+    ("REV-2", "each write of the group starts it again",
+     "boundaries_commands", "a_new_set_point_starts_its_time_and_acts"),
+    ("REV-3", "time 0: the set-point stays",
+     "boundaries_commands", "without_a_time_a_set_point_stays_and_nothing_reverts"),
+    ("TCP-2", "half a request is ended after a second, other connections live",
+     "modbus_server", "half_an_adu_and_an_idle_connection_are_closed_in_time_but_a_talking_one_is_not"),
+    ("TCP-2", "a dribbling peer cannot stretch that",
+     "modbus_server", "a_dribbling_peer_cannot_stretch_the_deadline"),
+    ("TLS", "roles and certificates of SunSpec's own test PKI",
+     "tls", "each_role_reads_and_only_those_that_command_write"),
+    ("TLS", "who has none does not get in", "tls", "who_has_no_certificate_of_ours_does_not_get_in"),
+)  # fmt: skip
+"""Id, what, file and name of the test: procedures that take more than a question and an answer."""
+
+
+def judged(port: int, check: Check) -> tuple[object, object]:
+    """(answer, right answer) on a connection of its own."""
+    with contextlib.closing(Wire(port)) as wire:
+        return check.run(wire)
