@@ -119,10 +119,6 @@ def smallest(terms: list[Term]) -> Term:
     return max(0.0, rate), reason
 
 
-def _loop_share(loops: Loops, permitted_c: float) -> float:
-    return NO_LIMIT_C if loops.share >= 1.0 else loops.share * permitted_c
-
-
 def _charge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops, rise: float, balancing: bool) -> list[Term]:
     cell = s.cell
     terms = [
@@ -134,7 +130,7 @@ def _charge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops, rise: float, ba
         (NO_LIMIT_C if bms.soc_pct < s.max_soc or s.max_soc >= 100.0 else 0.0, LimitReason.SOC),
     ]
     if s.loops_used:
-        watched_c = min(hot(cell, loops.hottest_c, 0.0), _loop_share(loops, s.max_charge_rate)) if loops.share else 0.0
+        watched_c = min(hot(cell, loops.hottest_c, 0.0), loops.share * s.max_charge_rate)
         terms.append((watched_c, LimitReason.LOOP))
     if bms.cell_v_min < cell.v_low_v:
         terms.append((cell.low_rate_c, LimitReason.LOW_CELL))
@@ -144,7 +140,7 @@ def _charge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops, rise: float, ba
 
 
 def _discharge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops) -> list[Term]:
-    hottest = max(bms.cell_c_max, loops.hottest_c) if loops.hottest_c == loops.hottest_c else bms.cell_c_max
+    hottest = max(bms.cell_c_max, loops.hottest_c)  # max keeps its first argument when the second is nan
     warm = (s.max_cell_temperature - hottest) / s.cell.hot_slope_k_per_c
     terms = [
         (bms.discharge_max_a / s.rated_ah, LimitReason.BMS),
@@ -155,7 +151,7 @@ def _discharge_terms(s: Settings, bms: Bms, pcs: Pcs, loops: Loops) -> list[Term
         (NO_LIMIT_C if bms.soc_min_pct > s.min_soc else 0.0, LimitReason.SOC),
     ]
     if s.loops_used:
-        terms.append((_loop_share(loops, s.max_discharge_rate), LimitReason.LOOP))
+        terms.append((loops.share * s.max_discharge_rate, LimitReason.LOOP))
     return terms
 
 

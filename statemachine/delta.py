@@ -48,10 +48,9 @@ class Delta(NamedTuple):
 
 def _at(history: tuple[tuple[float, float], ...], stamp_ms: float) -> float:
     """PCS voltage at an instant; nan when no sample is near enough."""
-    after = next((i for i, (t, _) in enumerate(history) if t >= stamp_ms), len(history))
-    if after == len(history):
-        near = history[-1:]
-        return near[0][1] if near and stamp_ms - near[0][0] <= ALIGN_MS else float("nan")
+    after = next((i for i, (t, _) in enumerate(history) if t >= stamp_ms), None)
+    if after is None:  # a stamp that is no number; else observe has waited for the sample after it
+        return float("nan")
     t1, v1 = history[after]
     if after == 0 or t1 == stamp_ms:
         return v1 if t1 - stamp_ms <= ALIGN_MS else float("nan")

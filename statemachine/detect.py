@@ -96,7 +96,8 @@ def loops_for_law(judged: Judged, s: Settings) -> Loops:
     if not judged.failed and not judged.stale:
         return Loops(judged.hottest_c, 1.0)
     zones = [
-        {s.loop_zones[i] for i in range(8) if bits >> i & 1} for bits in (s.loops_used, s.loops_used & ~judged.failed)
+        {zone for i, zone in enumerate(s.loop_zones) if bits >> i & 1}
+        for bits in (s.loops_used, s.loops_used & ~judged.failed)
     ]
     return Loops(judged.hottest_c, ONE_FAILED if zones[0] == zones[1] and not judged.stale else 0.0)
 

@@ -29,7 +29,7 @@ class Latches(NamedTuple):
 
 def step(now: Latches, raw: int, dt_ms: float, ack: bool, reset: bool, service: bool) -> Latches:
     """One scan. `ack`, `reset` and `service` are true only in the scan in which the command or the press arrived."""
-    standing, active = _confirm(now, raw, dt_ms) if raw else ((), 0)
+    standing, active = _confirm(now, raw, dt_ms)
     latched = now.latched | active & SEVERE_MASK
     gone = latched & ~raw
     acked = (now.acked & gone) | (gone if ack else 0)
@@ -48,6 +48,6 @@ def _confirm(now: Latches, raw: int, dt_ms: float) -> tuple[tuple[tuple[int, flo
         bit = lowest.bit_length() - 1
         since_ms, confirm_ms = before.get(bit, 0.0) + dt_ms, CONFIRM_MS[bit]
         standing.append((bit, since_ms))
-        if since_ms > confirm_ms or confirm_ms == 0 or now.active & lowest:
+        if since_ms > confirm_ms or confirm_ms == 0:
             active |= lowest
     return tuple(standing), active

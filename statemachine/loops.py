@@ -136,14 +136,14 @@ def _compare(tracks: list[Track | None], memory: LoopMemory, loaded: bool, step_
     loaded = loaded and members == memory.members
     stuck = [False] * LOOPS
     for i, t in enumerate(tracks):
-        if t is None or (t.still_ms < 0.0 and not loaded):
+        if t is None or (t.still_ms == UNSEEN and not loaded):
             continue
         if not (loaded or was[i]):
             tracks[i] = t._replace(still_ms=UNSEEN)
             continue
         others = [c for j, c in enumerate(compared) if c is not None and j != i]
         others_c = _median(others)
-        if t.still_ms < 0.0 or abs(t.middle_c - t.anchor_c) > STUCK_K:
+        if t.still_ms == UNSEEN or abs(t.middle_c - t.anchor_c) > STUCK_K:
             tracks[i] = t._replace(anchor_c=t.middle_c, others_c=others_c, still_ms=0.0)
             continue
         still_ms = min(STUCK_MS, t.still_ms + step_ms)

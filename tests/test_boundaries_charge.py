@@ -135,6 +135,11 @@ def test_no_limit_is_a_thousand_million_c() -> None:
     assert charge.smallest([(1.01e9, LimitReason.BMS)]) == (0.0, LimitReason.BMS)
 
 
+def test_absorb_ends_at_a_twentieth_of_c_and_a_failed_loop_leaves_half() -> None:
+    assert charge.TAIL_RATE_C == 1 / 20
+    assert charge.ONE_FAILED == 1 / 2
+
+
 # the whole law
 
 

@@ -11,7 +11,25 @@ import pytest
 from hypothesis import given, strategies
 from rig import settings
 
-from statemachine.loops import Judged, LoopMemory, judge
+from statemachine.loops import (
+    DISAGREE_K,
+    JUMP_HOLD_MS,
+    JUMP_K,
+    LOOPS,
+    NE43_HIGH_MA,
+    NE43_LOW_MA,
+    SETTLED_K,
+    STALE_MS,
+    STUCK_K,
+    STUCK_LOAD_C,
+    STUCK_MS,
+    STUCK_OTHERS_K,
+    UNSEEN,
+    Judged,
+    LoopMemory,
+    Track,
+    judge,
+)
 from statemachine.settings import Settings
 
 ZONES = (1, 1, 2, 2, 3, 3, 4, 4)
@@ -356,6 +374,25 @@ def test_a_loop_is_stuck_after_60_s_and_not_before() -> None:
         memory, _ = judge(memory, (warm, warm, 12.0, *(0.0,) * 5), 5.0, chosen, 0.5, 999.99)
         samples += 1
     assert samples == 2 + 61, "two to have something to compare with, then 60 s"
+
+
+def test_a_loop_in_a_cooler_place_than_the_others_is_stuck_all_the_same() -> None:
+    chosen, memory = rules(loops_used=0b111, loop_low_c=0.0, loop_high_c=16.0), LoopMemory()
+    for second in range(101):
+        warm = 8.0 + second / 32.0
+        memory, seen = judge(memory, (warm, warm, 5.0, *(0.0,) * 5), 5.0, chosen, 0.5, 1000.0)
+    assert seen.stuck == 4
+
+
+def test_the_numbers_of_the_loops_and_the_memory_at_the_start() -> None:
+    assert (LOOPS, NE43_LOW_MA, NE43_HIGH_MA, STALE_MS) == (8, 3.6, 21.0, 300.0)
+    assert (SETTLED_K, JUMP_K, JUMP_HOLD_MS, DISAGREE_K) == (1 / 64, 2.0, 5000.0, 10.0)
+    assert (STUCK_K, STUCK_OTHERS_K, STUCK_MS, STUCK_LOAD_C) == (1 / 64, 2.0, 60_000.0, 0.2)
+    assert LoopMemory() == (inf, (None,) * LOOPS, 0, Judged())
+    assert Track(1.0, 2.0, 3.0, 4.0, 5.0)[5:] == (0.0, UNSEEN, 0.0, 0.0)
+    assert UNSEEN < 0.0, "no time is"
+    assert isnan(Judged().hottest_c)
+    assert Judged()[1:] == (0, 0, 0, False, False, False)
 
 
 @pytest.mark.parametrize(("moved", "stuck"), [(1 / 64, 4), (1.25 / 64, 0)])
