@@ -11,6 +11,7 @@ import platform
 import struct
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from math import nan
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple
@@ -200,6 +201,7 @@ class Appliance:
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
         self._beat_ns, self._refreshed_ns = monotonic_ns(), 0
+        self.tls_days: Callable[[], float] = lambda: nan
         self._resumed = False
         self._counters = self._resume()
         self._reverted = 0
@@ -309,7 +311,8 @@ class Appliance:
             self._beat_ns += (now_ns - self._beat_ns) // 1_000_000_000 * 1_000_000_000
             if self._sources.status is not None:
                 own = self._sources.own
-                self._update(own=own._replace(beat=(own.beat + 1) % _SEQUENCES, freeze_frames=self._files.count))
+                beat, days = (own.beat + 1) % _SEQUENCES, self.tls_days()
+                self._update(own=own._replace(beat=beat, freeze_frames=self._files.count, tls_days=days))
         self.publish()
 
     def publish(self) -> None:

@@ -1,4 +1,4 @@
-"""`ems-diag --explain CODE | --faults | --freeze-frame [N] | --check-harmonics | --journal DIR`: what went wrong.
+"""`ems-diag --explain CODE | --faults | --links | --freeze-frame [N] | --check-harmonics | --journal DIR`.
 
 `--explain` and `--journal` need no appliance. Freeze-frames come over Modbus file records (FC20), see freeze_files.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from statemachine import leds
 from statemachine.faults import FAULTS, REACTS, Fault, names
-from statemachine.signals import GuardTrip, LimitReason, Mode, PcsState, Why
+from statemachine.signals import GuardTrip, LimitReason, Mode, PcsState, StatusBit, Why
 
 from . import cli, harmonics, words
 from .freeze_files import DIRECTORY_FILE, LIVE_FILES
@@ -110,6 +110,25 @@ def faults(client: PointClient) -> int:
     if not found:
         print("no faults")
     return 0
+
+
+def links(client: PointClient) -> int:
+    """Prints what became of the requests to BMS and PCS since the aggregator's start; 1 while one of them is stale."""
+    stale = 0
+    status = int(client.read("StatusBits")["StatusBits"])
+    for name, bit in (("Bms", StatusBit.BMS_STALE), ("Pcs", StatusBit.PCS_STALE)):
+        wanted = [name + what for what in ("Polls", "PollUs", "Timeouts", "Errors", "CrcErrors")]
+        seen = client.read(*wanted)
+        if math.isnan(seen[f"{name}Polls"]):
+            raise cli.Failed("the aggregator does not answer; check that ems-aggregator runs")
+        polls, poll_us, timeouts, errors, crc = (int(seen[point]) for point in wanted)
+        gone = status >> bit & 1
+        stale |= gone
+        print(
+            f"{name.upper()}  {'STALE' if gone else 'fresh'}  {polls} polls, the last took {poll_us / 1000:.1f} ms; "
+            f"without a good answer: {timeouts} time-outs, {errors} wrong or refused, {crc} with a wrong CRC"
+        )
+    return stale
 
 
 def _entries(client: PointClient) -> list[Entry]:
@@ -303,6 +322,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"list what is kept; with a number or '{_LAST}' that one as CSV, with '{_NOW}' the last scans",
     )  # fmt: skip
     task.add_argument("--journal", type=Path, metavar="DIR", help="verify and print a journal; needs no appliance")
+    task.add_argument("--links", action="store_true", help="requests to BMS and PCS: polls, time-outs, errors, CRC")
     task.add_argument("--check-harmonics", action="store_true", help="AC noise on the thermal loops and on dV")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the CSV goes (default: standard output)")
     return parser
@@ -311,6 +331,8 @@ def _parser() -> argparse.ArgumentParser:
 def _action(args: argparse.Namespace) -> Callable[[PointClient], int]:
     if args.freeze_frame:
         return partial(freeze_frame, args.freeze_frame, args.output)
+    if args.links:
+        return links
     return check_harmonics if args.check_harmonics else faults
 
 

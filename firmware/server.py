@@ -119,6 +119,7 @@ def run(run_dir: Path, config_dir: Path) -> int:
         site = _site(config_dir)
         appliance.configure(None, site, error=True)
     certificates = Certificates(config_dir / "tls", lambda text: appliance.events.add(0, text=text))
+    appliance.tls_days = certificates.days_left
     try:
         server = _listen_everywhere(appliance, site, certificates)
     except ValueError as error:

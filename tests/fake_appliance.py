@@ -107,7 +107,9 @@ class FakeAppliance:
         if self.cells:
             self._files["aggregator"]["cells"].publish(self.cells)
             self._files["aggregator"]["strings"].publish(self.strings)
-        self._files["aggregator"]["links"].publish(LINKS.pack(*zeros(Links, bms_garbage=2, bms_wrong_unit=3)))
+        self._files["aggregator"]["links"].publish(
+            LINKS.pack(*zeros(Links, bms_garbage=2, bms_wrong_unit=3, bms_crc=7))
+        )
         self._files["guard"]["guard"].publish(GUARD.pack(*zeros(Guard, armed=True)))
 
     def call(self, action: Callable[[], object]) -> None:

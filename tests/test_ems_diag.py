@@ -26,7 +26,7 @@ from firmware.points import PointClient, Refusal
 from firmware.registers import POINT
 from statemachine import leds
 from statemachine.faults import BY_NAME, FAULTS, Fault
-from statemachine.signals import EventKind
+from statemachine.signals import EventKind, StatusBit
 from statemachine.states import State
 
 GROUND, COMM = BY_NAME["ERR_GROUND_FAULT"], BY_NAME["ERR_COMM_LOST"]
@@ -154,6 +154,21 @@ def test_faults_are_explained_the_worst_first(appliance: FakeAppliance, capsys: 
     assert diag(appliance, "--faults") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  ")]
     assert said == ["latched, its cause is gone: ERR_GROUND_FAULT", "ACTIVE ERR_COMM_LOST", "ACTIVE ERR_CLOCK"]
+
+
+def test_the_links_are_told_with_what_went_wrong_on_them(
+    appliance: FakeAppliance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert diag(appliance, "--links") == 0
+    bms, pcs = capsys.readouterr().out.splitlines()
+    assert bms == (
+        "BMS  fresh  0 polls, the last took 0.0 ms; without a good answer: 0 time-outs, 5 wrong or refused, 7 with a "
+        "wrong CRC"
+    )
+    assert pcs.startswith("PCS  fresh  ")
+    appliance.show(status_bits=1 << StatusBit.BMS_STALE)
+    assert diag(appliance, "--links") == 1
+    assert capsys.readouterr().out.startswith("BMS  STALE")
 
 
 def test_faults_without_a_controller_are_an_error_not_no_faults(

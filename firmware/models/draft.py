@@ -28,6 +28,7 @@ class Own(NamedTuple):
     why: int  # Why of the last refused write; 0 after the next accepted command
     address: int  # register at fault of the last refused write
     freeze_frames: int  # kept on this unit
+    tls_days: float = nan  # until the server's certificate ends
 
 
 class Sources(NamedTuple):
