@@ -135,7 +135,7 @@ def _adopt(m: Memory, inputs: Inputs, events: list[tuple[int, int, int]]) -> Mem
         return m
     else:
         in_force = narrowed(m.settings, offered)
-    if m.settings is not None and in_force == m.settings:
+    if in_force == m.settings:
         return m if m.offered is offered else m._replace(offered=offered)
     events.append((EventKind.SETTINGS, in_force.revision, 0 if same(in_force, offered) else 1))
     return m._replace(settings=in_force, offered=offered)
@@ -269,9 +269,6 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
         limit_s = s.balance_time_limit
     elif m.state is State.STOPPING and s is not None:
         limit_s = TIMEOUTS_S[State.STOPPING] + s.stop_time_limit
-    step_from = 0.0
-    if s is not None:
-        step_from = s.cell.step_factor[0][0] - (STEP_HYSTERESIS_PCT if m.state is State.CHARGE_STEP else 0.0)
     return Bits(
         trip=bool(shown & TRIP_MASK),
         lockout=bool(shown & LOCKOUT_MASK),
@@ -290,12 +287,17 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
         finished=m.finished == wish.content,
         target=_target_reached(m, bms, wish),
         ramped=m.limits.charge_reason is not LimitReason.RAMP,
-        step_zone=bms is not None and bms.soc_max_pct >= step_from,
+        step_zone=bms is not None and s is not None and bms.soc_max_pct >= _step_from(m.state, s),
         ceiling=m.ceiling_ms >= CEILING_MS,
         tail=m.tail_ms >= TAIL_MS,
         spread=bms is not None and s is not None and bms.cell_v_max - bms.cell_v_min > s.cell_balancing_threshold,
         timeout=limit_s is not None and stay_s >= limit_s,
     )
+
+
+def _step_from(state: State, s: Settings) -> float:
+    """SoC from which the step table lowers the rate; to leave CHARGE_STEP it must fall further."""
+    return s.cell.step_factor[0][0] - (STEP_HYSTERESIS_PCT if state is State.CHARGE_STEP else 0.0)
 
 
 def _target_reached(m: Memory, bms: Bms | None, wish: wishes.Wish) -> bool:
@@ -347,7 +349,7 @@ def _switch(
     if after.phase is not before.phase:
         if after.phase is Phase.POSITIVE:
             events.append((EventKind.PRECHARGE, after.tries, 1))
-        elif after.phase is Phase.PAUSE or (after.failed and not before.failed):
+        elif after.phase is Phase.PAUSE or after.failed:
             events.append((EventKind.PRECHARGE, after.tries, 0))
     coils = contactors.COILS[after.phase]
     changed = coils != m.coils

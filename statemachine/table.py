@@ -129,7 +129,7 @@ def problems(table: tuple[Row, ...]) -> list[str]:
         where = f"row -> {row.dest.name} ({row.why})"
         if not row.when:
             found.append(f"{where}: no condition")
-        found += [f"{where}: unknown condition {c}" for c in row.when if c.lstrip("!") not in Bits._fields]
+        found += [f"{where}: unknown condition {c}" for c in row.when if c.removeprefix("!") not in Bits._fields]
         if row.dest in row.sources:
             found.append(f"{where}: leads to itself")
         for source in row.sources:

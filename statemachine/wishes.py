@@ -113,5 +113,5 @@ def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why,
     enabled = c.wset_revert_enabled if reverted else c.wset_enabled
     wset_w = c.wset_revert_w if reverted else c.wset_w
     grid_w = wset_w if enabled else c.w
-    content = (mode, grid_w, c.c_rate, c.target_soc_pct)
+    content = (mode, grid_w if mode is Mode.GRID else 0.0, c.c_rate, c.target_soc_pct)
     return w, Wish(mode, content, c.c_rate, c.target_soc_pct, grid_w, enabled, reverted)

@@ -69,7 +69,7 @@ def test_without_a_server_there_is_no_wish_and_nothing_is_forgotten() -> None:
 def test_the_same_command_again_changes_nothing() -> None:
     after, wish = judged(command(c_rate=0.5, target_soc_pct=80.0, w=100.0))
     assert after == KNOWN._replace(quiet_ms=10.0)
-    assert wish == Wish(Mode.READY, (Mode.READY, 100.0, 0.5, 80.0), 0.5, 80.0, 100.0, False, False)
+    assert wish == Wish(Mode.READY, (Mode.READY, 0.0, 0.5, 80.0), 0.5, 80.0, 100.0, False, False)
 
 
 @pytest.mark.parametrize("changes", [{"seq": 8}, {"mode": Mode.CHARGE}, {"seq": 6}])
@@ -216,7 +216,7 @@ def test_a_new_set_point_starts_its_time_and_acts() -> None:
     after, wish = judged(command(wset_version=1, **SET))
     assert (after.wset_version, after.wset_left_ms, after.wset_reverted) == (1, 20.0, 0)
     assert (wish.grid_w, wish.wset_active, wish.reverted) == (-1000.0, True, False)
-    assert wish.content == (Mode.READY, -1000.0, 0.0, 0.0)
+    assert wish.content == (Mode.READY, 0.0, 0.0, 0.0), "power is what mode grid asks for, and no other mode"
 
 
 @pytest.mark.parametrize(("left_ms", "reverted"), [(10.1, 0), (10.0, 1), (9.9, 1), (0.5, 1)])

@@ -168,6 +168,19 @@ def test_a_repeated_charge_command_does_not_restart_a_finished_charge() -> None:
     rig.send(target_soc_pct=85.0).until(State.CHARGE_RAMP, 1000)
 
 
+@pytest.mark.parametrize(
+    "change", [{"wset_version": 2, "wset_enabled": True, "wset_w": -5000.0}, {"w": -5000.0}], ids=str
+)
+def test_a_power_set_point_does_not_restart_a_finished_charge(change: dict[str, float]) -> None:
+    rig = Rig(soc=79.0).charging(c_rate=0.5, target=80.0)
+    rig.dt_ms = 100.0
+    rig.until(State.CHARGED, 600_000)
+    rig.soc = 78.0
+    rig.command = rig.command._replace(**change)  # type: ignore[arg-type]
+    rig.scan(5000)
+    assert rig.state() is State.CHARGED
+
+
 def test_discharge_ramps_out_and_ends_at_its_target() -> None:
     rig = Rig(soc=50.0).ready().send(mode=3, c_rate=0.5, target_soc_pct=49.0).until(State.DISCHARGE, 1000)
     rig.scan(10_000)
