@@ -49,8 +49,8 @@ format: $(STAMP)  ## rewrites the sources in the agreed format
 prove: $(STAMP)  ## searches the state machine exhaustively, compares the golden listing, tries the mutants
 	@exec $(BIN)/python -m tests.proof
 
-mutation: $(STAMP)  ## changes the code rule by rule; a test must notice each change (WRITE=1: also docs/mutation.md)
-	@exec $(BIN)/python -m tests.mutation $(if $(WRITE),--write)
+mutation: $(STAMP)  ## changes the code rule by rule; a test must notice (SAMPLE=n: only n changes; WRITE=1: docs/mutation.md)
+	@exec $(BIN)/python -m tests.mutation --jobs $$(nproc) $(if $(WRITE),--write) $(if $(SAMPLE),--sample $(SAMPLE))
 
 fuzz: $(STAMP)  ## five million Modbus requests, right and wrong, against a second reading of the specification
 	@exec $(BIN)/python -m tests.fuzz

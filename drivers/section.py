@@ -83,8 +83,6 @@ class SectionWriter:
     def last(self) -> bytes | None:
         """The newest payload of this section, also one that a predecessor left; None if there is none."""
         sequence = self._counter[0]
-        if not sequence:
-            return None
         found = _copy(self._memory, self._first + sequence % _SLOTS * self._stride, self.capacity, sequence)
         return found.payload if found else None
 
@@ -114,9 +112,7 @@ class SectionFile:
             os.close(fd)
             raise SectionError(f"{path} already has a writer; stop the other process first") from error
         self._fd = fd
-        if os.fstat(fd).st_size != size:
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, size)
+        os.ftruncate(fd, size)
         self._memory = mmap.mmap(fd, size)
         header = _FILE_HEADER.pack(_MAGIC, layout, 0)
         if self._memory[: len(header)] != header:
@@ -141,12 +137,12 @@ class SectionReader:
         self._offset, self._capacity = offsets[name], capacities[name]
         self._stride = _aligned(_SLOT.size + self._capacity)
         self._memory: mmap.mmap | None = None
-        self._counter = memoryview(bytes(8)).cast("Q")
+        self._counter: memoryview
         self._last: Snapshot | None = None
         self.retries = 0
 
     def _attach(self) -> bool:
-        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != self._size:
                 return False
             memory = mmap.mmap(file.fileno(), self._size, prot=mmap.PROT_READ)

@@ -27,7 +27,7 @@ from .realtime import pending_stop, prepare
 from .watchdog import Keeper
 
 PRIORITY = 90
-TICK_NS = 2_500_000
+TICK_NS, TICK_MS = 2_500_000, 2.5
 PUBLISH_TICKS = 4
 RESET_TICKS = 8  # a press stands for 20 ms, as the controller's does: a scan cannot miss what lies between
 STALL_NS = 100_000_000  # the alive relay falls out in a longer gap: from then on only the reset arms
@@ -50,7 +50,7 @@ class Guard:
         self._trip = GuardTrip.GUARD_RESTARTED if before and before.trip != GuardTrip.START else GuardTrip.START
         self._resets = before.resets if before else 0
         self._scan = left.scan if (left := self._control.refresh()) else 0
-        self._armed, self._fit, self._silent_ticks = False, False, 1 << 30
+        self._armed, self._fit, self._silent_ticks = False, False, float("inf")
         self._ticks, self._ticked_ns, self._pressed_ticks = 0, monotonic_ns(), RESET_TICKS if self._reset.state else 0
 
     def edges(self) -> None:
@@ -74,8 +74,8 @@ class Guard:
             self._arm()
         self._alive.state = not self._alive.state
         self._watchdog.tick(stalled)
-        self._ticks += 1
-        if self._ticks % PUBLISH_TICKS == 0:
+        self._ticks = self._ticks % PUBLISH_TICKS + 1
+        if self._ticks == PUBLISH_TICKS:
             self._publish()
 
     def _levels(self) -> None:
@@ -90,7 +90,7 @@ class Guard:
             self._drop(GuardTrip.CONTROLLER_RESTARTED)
         self._silent_ticks = self._silent_ticks + 1 if control.scan == self._scan else 0
         self._scan = control.scan
-        late = self._silent_ticks * TICK_NS >= LATE_PERIODS * control.period_ms * 1_000_000
+        late = self._silent_ticks * TICK_MS >= LATE_PERIODS * control.period_ms
         self._fit = not (late or control.trip)
         if not self._fit:
             self._drop(GuardTrip.HEARTBEAT_LATE if late else GuardTrip.CONTROLLER_TRIP)
@@ -115,7 +115,7 @@ class Guard:
     def farewell(self) -> None:
         """Safe-enable off, no more pulses, no reset of the machine."""
         self._drop(GuardTrip.HEARTBEAT_LATE)
-        self._safe.state = self._alive.state = False
+        self._alive.state = False
         self._watchdog.close()
 
 

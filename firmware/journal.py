@@ -32,6 +32,7 @@ SEGMENTS, SEGMENT_BYTES = 16, 1_000_000
 BUFFERED = 4096
 """Records kept in memory until they are on the disk; beyond it the oldest are lost, and counted."""
 RETRY_S, PLAIN_S, SUSTAINED_S, BURST = 1.0, 1.0, 60.0, 64
+RESERVED = 32  # of the burst, for what is urgent
 URGENT = frozenset({EventKind.STATE, EventKind.FAULT_ON, EventKind.FAULT_ACK, EventKind.SERVICE_PRESS})
 ITSELF = "journal"
 _MAGIC = b"EMSJ"
@@ -42,6 +43,7 @@ _LEAST = _HEAD.size + _BODY.size + _CRC.size
 _TEXT_BYTES = 400
 _TRUSTED = 1
 _PATTERN = "journal-*.bin"
+_CLOSED = -1
 
 
 class Note(IntEnum):
@@ -129,17 +131,17 @@ class Journal:
 
     def __init__(self, directory: Path, segments: int = SEGMENTS, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._directory, self._segments, self._segment_bytes = directory, segments, segment_bytes
-        self._fd = -1
+        self._fd = _CLOSED
         self._path: Path | None = None
-        self._found = True  # the end of the segment was found, not written, by this process
+        self._found: bool  # the end of the segment was found, not written, by this process
         self._size = self._synced_size = 0
         self._sequence = self._synced_sequence = 0
         self._waiting: deque[_Waiting] = deque()
         self._unsynced: deque[_Waiting] = deque()
         self._dropped = 0
         self._tokens, self._refilled_s = float(BURST), 0.0
-        self._since_s = 0.0
-        self._retry_s = -1.0
+        self._since_s: float  # when the oldest of what is not synced was written
+        self._retry_s: float
         self.known: dict[str, list[tuple[int, int]]] = {}
         self.ok, self.error, self.lost = True, "", 0
         with contextlib.suppress(OSError):
@@ -165,7 +167,8 @@ class Journal:
             return
         try:
             if self._waiting:
-                self._write(now_s)
+                self._since_s = self._since_s if self._unsynced else now_s
+                self._write()
             if self._due(now_s):
                 self._tokens = max(0.0, self._tokens - 1.0)
                 self._sync()
@@ -178,14 +181,17 @@ class Journal:
         """Writes and syncs what was added, unless the disk fails."""
         try:
             if self._waiting:
-                self._write(0.0)
+                self._write()
             if self._unsynced:
                 self._sync()
         except OSError as error:
             self._back_out(str(error.strerror))
-        if self._fd >= 0:
+        self._shut()
+
+    def _shut(self) -> None:
+        if self._fd != _CLOSED:
             os.close(self._fd)
-        self._fd = -1
+        self._fd = _CLOSED
 
     def _keep(self, record: _Waiting) -> None:
         self._waiting.append(record)
@@ -200,18 +206,16 @@ class Journal:
         if not self._unsynced:
             return False
         urgent, waited_s = any(record.urgent for record in self._unsynced), now_s - self._since_s
-        if waited_s >= SUSTAINED_S or len(self._unsynced) >= BUFFERED // 2:
+        if waited_s >= SUSTAINED_S or 2 * len(self._unsynced) >= BUFFERED:
             return True
-        return self._tokens >= 1.0 if urgent else waited_s >= PLAIN_S and self._tokens >= 1.0 + BURST // 2
+        return self._tokens >= 1.0 if urgent else waited_s >= PLAIN_S and self._tokens >= 1.0 + RESERVED
 
-    def _write(self, now_s: float) -> None:
-        if self._fd < 0:
+    def _write(self) -> None:
+        if self._fd == _CLOSED:
             self._open()
         if self._dropped:
             self._waiting.appendleft(_own(Note.LOST, self._dropped, f"{self._dropped} events were not recorded"))
             self._dropped = 0
-        if not self._unsynced:
-            self._since_s = now_s
         while self._waiting:
             chunk, taken = bytearray(), 0
             for record in self._waiting:
@@ -251,16 +255,13 @@ class Journal:
         except OSError:
             os.close(fd)
             raise
-        if self._fd >= 0:
-            os.close(self._fd)
+        self._shut()
         self._fd, self._path, self._size, self._synced_size = fd, path, 0, 0
 
     def _back_out(self, error: str) -> None:
         """What is not on the disk for certain is written again: a failed sync may have lost it without a trace."""
         self.ok, self.error = False, error
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        self._shut()
         self._waiting.extendleft(reversed(self._unsynced))
         self._unsynced.clear()
         self._size, self._sequence = self._synced_size, self._synced_sequence
@@ -279,25 +280,25 @@ class Journal:
         """Goes on after the last good record, with nothing behind it."""
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         surplus = os.fstat(self._fd).st_size - self._size
-        if surplus:
-            os.ftruncate(self._fd, self._size)
+        os.ftruncate(self._fd, self._size)
         if surplus and self._found:
             text = f"{surplus} bytes at the end of {path.name} were no whole record and were cut off"
             self._waiting.appendleft(_own(Note.CUT, surplus, text))
 
     def _survey(self) -> None:
-        """Finds the last segment, its good end and number, and what was recorded last."""
-        found = _segments(self._directory)
-        self._path, self._size, self._found = None, 0, True
-        for path in found[-2:]:
-            self._path, self._size = path, 0
-            self._sequence = max(self._sequence, _first(path) - 1)
+        """Finds the last segment, its good end and number, and what was recorded last; nothing when one is not read."""
+        last, size, sequence = None, 0, 0
+        known: dict[str, list[tuple[int, int]]] = {}
+        for path in _segments(self._directory)[-2:]:
+            last, size, sequence = path, 0, max(sequence, _first(path) - 1)
             for end, entry in _scan(path.read_bytes()):
-                if entry is not None and entry.sequence > self._sequence:
-                    self._size, self._sequence = end, entry.sequence
+                if entry is not None and entry.sequence > sequence:
+                    size, sequence = end, entry.sequence
                     if entry.note == Note.EVENT:
-                        known = self.known.setdefault(entry.process, [])
-                        known.append((entry.event.sequence, entry.event.monotonic_ns))
+                        event = entry.event
+                        known.setdefault(entry.process, []).append((event.sequence, event.monotonic_ns))
+        self._path, self._size, self._found, self.known = last, size, True, known
+        self._sequence = max(self._sequence, sequence)
         self._synced_size, self._synced_sequence = self._size, self._sequence
 
 
@@ -337,30 +338,31 @@ def _scan(data: bytes) -> Iterator[_Found]:
     """Good records, and the stretches between them that are none."""
     offset = good = 0
     while offset < len(data):
-        entry, length = _record(data, offset)
-        if entry is None:
+        found = _record(data, offset)
+        if found is None:
             at = data.find(_MAGIC, offset + 1)
-            offset = at if at >= 0 else len(data)
+            offset = at if at != -1 else len(data)
             continue
         if offset > good:
             yield _Found(offset, None)
-        offset = good = offset + length
-        yield _Found(good, entry)
+        yield found
+        offset = good = found.end
     if offset > good:
         yield _Found(offset, None)
 
 
-def _record(data: bytes, offset: int) -> tuple[Entry | None, int]:
-    """The record at `offset` and its length, or None."""
+def _record(data: bytes, offset: int) -> _Found | None:
+    """The record at `offset`."""
     if len(data) - offset < _LEAST:
-        return None, 0
+        return None
     magic, length, flags, note, sequence = _HEAD.unpack_from(data, offset)
     end = offset + length - _CRC.size
     if magic != _MAGIC or length < _LEAST or offset + length > len(data):
-        return None, 0
-    if zlib.crc32(data[offset:end]) != _CRC.unpack_from(data, end)[0]:
-        return None, 0
+        return None
+    if (zlib.crc32(data[offset:end]),) != _CRC.unpack_from(data, end):
+        return None
     *event, size = _BODY.unpack_from(data, offset + _HEAD.size)
     at = offset + _HEAD.size + _BODY.size
     process, text = data[at : at + size].decode(errors="replace"), data[at + size : end].decode(errors="replace")
-    return Entry(sequence, process, Event._make((*event, text)), bool(flags & _TRUSTED), Note(note)), length
+    entry = Entry(sequence, process, Event._make((*event, text)), bool(flags & _TRUSTED), Note(note))
+    return _Found(offset + length, entry)

@@ -65,8 +65,7 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._older: _Slot | None = None
-        self._sequence = 0
+        self._next: tuple[_Slot, int] | None = None  # the slot to overwrite, and its sequence
 
     def save(self, saved: Saved) -> None:
         """Returns when `saved` is on the disk; what was saved before is kept until then.
@@ -74,13 +73,12 @@ class Store:
         Raises OSError when it cannot be written; ValueError when a value is negative, not finite or above 2**63 - 1.
         """
         _checked(saved)
-        older, self._older = self._older or self._settled(), None
-        _write(older, _encoded(self._sequence + 1, saved))
-        self._sequence += 1
-        self._older = _slot(self._directory / _SLOTS[older.path.name == _SLOTS[0]])
+        (older, sequence), self._next = self._next or self._settled(), None
+        _write(older, _encoded(sequence, saved))
+        self._next = _slot(self._directory / _SLOTS[older.path.name == _SLOTS[0]]), sequence + 1
 
-    def _settled(self) -> _Slot:
-        """The slot to be overwritten first, once the other is on the disk for certain.
+    def _settled(self) -> tuple[_Slot, int]:
+        """The slot to be overwritten first and its sequence, once the other is on the disk for certain.
 
         A predecessor may have been killed, or told of a failing disk, after it wrote the newer slot and before data
         and name were on the disk: what is read back is then memory, and a cut while the other is overwritten would
@@ -91,20 +89,20 @@ class Store:
         if newer.raw is not None and newer.saved is not None:
             _write(newer, newer.raw)
             sync_directory(self._directory)
-        self._sequence = newer.sequence
-        return older
+        return older, newer.sequence + 1
 
 
 def made_directory(directory: Path) -> None:
     """Makes `directory` when it is missing, and is certain of it on the disk. Raises OSError."""
     if not directory.is_dir():
-        directory.mkdir(parents=True, exist_ok=True)
+        made_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
         sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:
     """Puts the names in `directory` on the disk. Raises OSError."""
-    with _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
+    with _opened(directory, os.O_RDONLY) as fd:
         os.fsync(fd)
 
 
@@ -143,7 +141,8 @@ def _decoded(raw: bytes) -> tuple[int, Saved]:
 
 
 def _checked(saved: Saved) -> Saved:
-    for (name, kind), value in zip(_KINDS.items(), saved, strict=True):
+    for name, kind in _KINDS.items():
+        value = getattr(saved, name)
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 <= value <= _LARGEST:
             raise ValueError(f"{name} is {value!r}; allowed is {kind.__name__} from 0 to {_LARGEST}; nothing was saved")
@@ -154,7 +153,7 @@ def _write(slot: _Slot, raw: bytes) -> None:
     """In place when the slot has its full size, else whole beside it and renamed."""
     whole = slot.raw is not None and len(slot.raw) == len(raw)
     path = slot.path if whole else slot.path.with_name(slot.path.name + ".new")
-    with _opened(path, os.O_WRONLY | (0 if whole else os.O_CREAT | os.O_TRUNC)) as fd:
+    with _opened(path, os.O_WRONLY if whole else os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
         if os.pwrite(fd, raw, 0) < len(raw):
             raise OSError(0, "disk full, only a part was written", str(path))
         os.fdatasync(fd)

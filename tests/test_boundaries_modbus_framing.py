@@ -91,3 +91,22 @@ def test_frames_that_arrive_byte_by_byte_and_together_are_the_same() -> None:
 def test_the_start_of_a_bad_frame_behind_a_good_one_is_refused() -> None:
     with pytest.raises(FramingError, match="length 1"):
         fed(whole(6) + header(1)[:6])
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [(header(6, protocol=1), "protocol id 1"), (header(255), "length 255"), (header(301, function=23), "length 301")],
+)
+def test_a_bad_frame_that_arrives_whole_is_refused_as_well(start: bytes, says: str) -> None:
+    with pytest.raises(FramingError, match=says):
+        fed(start + bytes(400))
+
+
+def test_what_is_held_is_told_until_the_frame_is_whole() -> None:
+    stream, reader = whole(6), AduReader()
+    assert not reader.pending
+    for byte in stream[:-1]:
+        assert list(reader.feed(bytes([byte]))) == []
+        assert reader.pending
+    assert len(list(reader.feed(stream[-1:]))) == 1
+    assert not reader.pending

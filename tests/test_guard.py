@@ -14,7 +14,7 @@ from drivers.board_file import WatchdogSpec
 from drivers.section import SectionFile
 from firmware import guard as module
 from firmware import image
-from firmware.guard import LATE_PERIODS, RESET_TICKS, STALL_NS, TICK_NS, Guard
+from firmware.guard import LATE_PERIODS, PUBLISH_TICKS, RESET_TICKS, STALL_NS, TICK_MS, TICK_NS, Guard
 from firmware.watchdog import PET_TICKS
 from statemachine import signals
 from statemachine.signals import BootReason, GuardTrip, WatchdogState
@@ -88,6 +88,15 @@ class World:
         found = image.reader("guard", "guard", self.directory).read()
         assert found is not None
         return image.GUARD.unpack(found.payload)
+
+    def told(self) -> list[tuple[int, str]]:
+        return [(event.kind, event.text) for event in image.EventReader("guard", self.directory).new()]
+
+    def again(self) -> World:
+        """The guard process was killed, and another one starts."""
+        assert self.guard is not None
+        self.guard.files.close()
+        return self.start()
 
     def trip(self) -> GuardTrip:
         return GuardTrip(self.published().trip)
@@ -263,8 +272,8 @@ def test_a_heartbeat_left_over_from_a_dead_controller_arms_nothing(tmp_path: Pat
     world.guard.files.close()
     (tmp_path / "guard.img").unlink()
     world.beating, world.outputs["safe_enable"].state = False, 0
-    world.start().ms(500)
-    assert world.safe == 0
+    world.start()
+    assert [world.tick().safe for _ in range(200)] == [0] * 200
 
 
 def test_an_orderly_end_takes_safe_enable_away(armed: World) -> None:
@@ -312,3 +321,107 @@ def test_a_watchdog_that_cannot_be_used_keeps_no_guard_from_its_work(world: Worl
     world.watchdog = WatchdogSpec(str(kernel.dev / "watchdog0"), 20)
     assert world.start().ms(50).safe == 1
     assert world.published().watchdog == WatchdogState.FAILED
+
+
+def test_the_times_are_those_of_the_manual() -> None:
+    assert TICK_NS == TICK_MS * 1e6
+    assert RESET_TICKS * TICK_MS == 20, "two scans"
+    assert PUBLISH_TICKS * TICK_MS == 10, "one scan"
+    assert STALL_NS == 100e6, "the hold time of the alive relay"
+
+
+def test_the_heartbeat_is_late_in_the_tick_that_completes_two_and_a_half_periods(armed: World) -> None:
+    while armed.now_ns // TICK_NS % 4:
+        armed.tick()
+    armed.beating = False
+    silent = round(LATE_PERIODS * PERIOD_MS / TICK_MS)
+    assert armed.tick(silent - 1).safe == 1
+    assert armed.tick().safe == 0
+
+
+def test_a_guard_that_meets_a_controller_for_the_first_time_arms_at_its_first_scan(world: World) -> None:
+    while world.scan < 1:
+        assert world.safe == 0
+        world.tick()
+    assert (world.scan, world.safe) == (1, 1)
+
+
+def test_a_controller_that_has_not_scanned_yet_arms_nothing(world: World) -> None:
+    world.scan = -1
+    assert world.ms(PERIOD_MS).safe == 0
+    assert world.scan == 0
+    assert world.ms(PERIOD_MS).safe == 1
+
+
+def test_a_gap_is_a_stall_only_when_it_is_longer_than_the_alive_relay_holds(armed: World) -> None:
+    armed.now_ns += STALL_NS - TICK_NS
+    assert armed.tick().safe == 1
+    armed.now_ns += STALL_NS - TICK_NS + 1
+    assert armed.tick().safe == 0
+
+
+def test_every_accepted_press_counts_and_a_guard_that_comes_back_goes_on_counting(armed: World) -> None:
+    assert armed.published().resets == 0
+    assert armed.press().press().ms(PERIOD_MS).published().resets == 2
+    armed.press(RESET_TICKS - 1)
+    armed.again()
+    assert armed.ms(PERIOD_MS).published().resets == 2
+    assert armed.press().ms(PERIOD_MS).published().resets == 3
+
+
+def test_a_button_that_was_down_already_when_the_guard_came_back_is_no_press(armed: World) -> None:
+    armed.inputs["reset_button"].state = 1
+    armed.outputs["safe_enable"].state = 0
+    assert armed.again().ms(1000).safe == 0
+    armed.inputs["reset_button"].state = 0
+    assert armed.tick().press().safe == 1
+
+
+@pytest.mark.parametrize(("ticks", "safe"), [(RESET_TICKS - 1, 0), (RESET_TICKS, 1)])
+def test_a_press_that_begins_with_the_first_tick_of_a_guard_that_came_back_counts(
+    armed: World, ticks: int, safe: int
+) -> None:
+    armed.outputs["safe_enable"].state = 0
+    armed.again()
+    armed.inputs["reset_button"].state = 1
+    assert armed.tick(ticks).safe == safe
+
+
+def test_the_section_is_published_every_fourth_tick_from_the_fourth_on(world: World) -> None:
+    published = image.reader("guard", "guard", world.directory)
+    world.beating = False
+    seen = []
+    for _ in range(3 * PUBLISH_TICKS):
+        world.tick()
+        seen.append(published.sequence)
+    assert seen == [0] * 3 + [1] * 4 + [2] * 4 + [3]
+
+
+def test_arming_and_dropping_are_published_and_told_in_the_tick_of_their_own(world: World) -> None:
+    world.now_ns += TICK_NS  # so that the first scan does not fall into a tick that publishes anyway
+    while not world.safe:
+        world.tick()
+    assert world.published().armed
+    assert world.trip() is GuardTrip.NONE
+    world.inputs["tamper"].state = 0
+    world.tick()
+    assert not world.published().armed
+    assert (world.published().kill_ok, world.published().tamper_ok) == (True, False)
+    assert world.told()[-2:] == [(0, "safe-enable on"), (0, "safe-enable off: TAMPER")]
+
+
+def test_an_orderly_end_is_published_and_told(armed: World) -> None:
+    assert armed.guard is not None
+    while not armed.outputs["alive"].state:
+        armed.tick()
+    armed.guard.farewell()
+    assert armed.trip() is GuardTrip.HEARTBEAT_LATE
+    assert armed.told()[-1] == (0, "safe-enable off: HEARTBEAT_LATE")
+    assert armed.outputs["alive"].state == 0
+
+
+def test_what_the_watchdog_has_to_say_is_an_event_without_a_kind(world: World, kernel: FakeKernel) -> None:
+    world.watchdog = WatchdogSpec("nowhere", 20)
+    kind, said = world.again().told()[-1]
+    assert kind == 0
+    assert said.startswith("watchdog nowhere: ")

@@ -70,9 +70,7 @@ def test_an_identity_in_several_parts_is_put_together() -> None:
         pytest.param(answering("03 06 000100020003"), WrongLength, "answered 6 bytes, not 4", id="long"),
         pytest.param(answering("03 06 00010002"), WrongLength, "unit 1", id="byte count lie"),
         pytest.param(answering("03"), WrongLength, "unit 1", id="no byte count"),
-        pytest.param(
-            answering("03 04 00010002", transaction=1), Garbage, "transaction 2 instead of 1", id="tid"
-        ),
+        pytest.param(answering("03 04 00010002", transaction=1), Garbage, "transaction 2 instead of 1", id="tid"),
         pytest.param(answering("03 04 00010002", transaction=-1), Garbage, "transaction 0 instead", id="tid 0"),
         pytest.param(answering("04 04 00010002"), Garbage, "function 0x04", id="wrong function"),
         pytest.param(answering("84 02"), Garbage, "function 0x84", id="exception of another function"),

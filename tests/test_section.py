@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import struct
+import zlib
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from time import monotonic_ns
@@ -109,3 +111,155 @@ def test_a_damaged_slot_is_not_believed(tmp_path: Path) -> None:
 def test_a_payload_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         SectionFile(tmp_path / "x.img", LAYOUT)["small"].publish(bytes(65))
+
+
+HEAD = struct.Struct("=QQII")  # sequence, stamp, length, crc32: what a slot begins with
+STAMPED = struct.Struct("=QQI")
+
+
+def _forged(path: Path, at: int, sequence: int, said: int, length: int) -> None:
+    """A slot whose crc32 is that of publish `sequence`, while it says that it is publish `said`."""
+    data = path.read_bytes()[at + HEAD.size :]
+    crc = zlib.crc32(data[:length], zlib.crc32(STAMPED.pack(sequence, 5, length)))
+    with path.open("r+b") as raw:
+        raw.seek(at)
+        raw.write(HEAD.pack(said, 5, length, crc))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "slot"), [(39, 64), (40, 64), (41, 128), (4800, 4864)], ids=["below", "whole", "above", "cells"]
+)
+def test_a_counter_and_three_slots_each_begin_on_a_cache_line(tmp_path: Path, capacity: int, slot: int) -> None:
+    SectionFile(tmp_path / "x.img", {"one": capacity, "two": 8})
+    assert (tmp_path / "x.img").stat().st_size == 64 + (64 + 3 * slot) + (64 + 3 * 64)
+
+
+def test_the_bytes_of_a_file_are_those_that_other_processes_expect(tmp_path: Path) -> None:
+    layout = {"one": 8, "two": 100}
+    file = SectionFile(tmp_path / "x.img", layout)
+    for n in range(1, 5):
+        file["two"].publish(bytes([n]) * n, stamp_ns=1000 + n)
+    data = (tmp_path / "x.img").read_bytes()
+    said = zlib.crc32(repr(sorted(layout.items())).encode())
+    assert data[:64] == struct.pack("=8sII48x", b"EMSIMG1\0", said, 0)
+    assert not any(data[64 : 64 + 64 + 3 * 64])
+    counter = 64 + 64 + 3 * 64
+    assert data[counter : counter + 64] == struct.pack("=Q56x", 4)
+    for n, slot in ((3, 0), (4, 1), (2, 2)):
+        at, payload = counter + 64 + slot * 128, bytes([n]) * n
+        crc = zlib.crc32(payload, zlib.crc32(STAMPED.pack(n, 1000 + n, n)))
+        assert data[at : at + HEAD.size + n] == HEAD.pack(n, 1000 + n, n, crc) + payload
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64])
+def test_a_payload_up_to_the_capacity_is_read_as_it_was_published(tmp_path: Path, length: int) -> None:
+    file, reader = SectionFile(tmp_path / "x.img", LAYOUT), SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    file["cells"].publish(b"\xff" * 4800)
+    for _ in range(4):
+        file["small"].publish(b"\xee" * length)
+        assert file["small"].last() == b"\xee" * length
+        snapshot = reader.read()
+        assert snapshot is not None
+        assert snapshot.payload == b"\xee" * length
+    cells = SectionReader(tmp_path / "x.img", LAYOUT, "cells").read()
+    assert cells is not None
+    assert (cells.sequence, cells.payload) == (1, b"\xff" * 4800)
+
+
+def test_before_the_first_publish_there_is_nothing_and_nothing_is_tried_twice(tmp_path: Path) -> None:
+    file, reader = SectionFile(tmp_path / "x.img", LAYOUT), SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    assert file["small"].last() is None
+    assert reader.read() is None
+    assert (reader.sequence, reader.retries) == (0, 0)
+
+
+def test_the_number_of_publishes_is_told_without_a_read(tmp_path: Path) -> None:
+    file, reader = SectionFile(tmp_path / "x.img", LAYOUT), SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    for n in range(1, 4):
+        file["small"].publish(b"x")
+        assert reader.sequence == n
+
+
+def test_what_did_not_change_is_not_copied_again(tmp_path: Path) -> None:
+    file, reader = SectionFile(tmp_path / "x.img", LAYOUT), SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    file["small"].publish(b"x")
+    assert reader.read() is reader.read()
+
+
+def _small_slot(sequence: int) -> int:
+    return 64 + 64 + sequence % 3 * 128
+
+
+@pytest.mark.parametrize(
+    ("said", "length"), [(1, 4), (3, 4), (2, 65), (2, 1 << 31)], ids=["older", "newer", "longer", "absurd"]
+)
+def test_a_slot_with_another_number_or_too_long_is_not_believed_even_if_its_checksum_agrees(
+    tmp_path: Path, said: int, length: int
+) -> None:
+    path = tmp_path / "x.img"
+    file, reader = SectionFile(path, LAYOUT), SectionReader(path, LAYOUT, "small")
+    file["small"].publish(b"good")
+    assert reader.read() is not None
+    file["small"].publish(b"evil")
+    _forged(path, _small_slot(2), 2, 2, 4)
+    assert file["small"].last() == b"evil"
+    _forged(path, _small_slot(2), 2, said, length)
+    assert file["small"].last() is None
+    for reads in (1, 2):
+        snapshot = reader.read()
+        assert snapshot is not None
+        assert snapshot.payload == b"good"
+        assert reader.retries == 4 * reads
+
+
+def test_a_reader_does_not_believe_a_file_of_another_layout_or_length(tmp_path: Path) -> None:
+    path = tmp_path / "x.img"
+    reader = SectionReader(path, LAYOUT, "small")
+    path.write_bytes(b"EMSIMG1\0")
+    assert (reader.read(), reader.sequence) == (None, 0)
+    other = SectionFile(path, {"large": 64, "cells": 4800})
+    other["large"].publish(b"other")
+    assert path.stat().st_size == 64 + (64 + 3 * 128) + (64 + 3 * 4864)
+    assert (reader.read(), reader.sequence) == (None, 0)
+    other.close()
+    file = SectionFile(path, LAYOUT)
+    assert (reader.read(), reader.sequence) == (None, 0)
+    file["small"].publish(b"ours")
+    snapshot = reader.read()
+    assert snapshot is not None
+    assert (snapshot.sequence, snapshot.payload) == (1, b"ours")
+
+
+def test_a_file_of_another_length_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.img"
+    for before in (b"", b"\xff" * 99, b"\xff" * 99_999):
+        path.write_bytes(before)
+        file = SectionFile(path, LAYOUT)
+        assert path.stat().st_size == 64 + (64 + 3 * 128) + (64 + 3 * 4864)
+        assert not any(path.read_bytes()[64:])
+        assert (file["small"].last(), file["cells"].last()) == (None, None)
+        file.close()
+
+
+def test_only_the_owner_writes_the_file_and_only_the_group_reads_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        SectionFile(tmp_path / "x.img", LAYOUT)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.img").stat().st_mode & 0o777 == 0o640
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_no_descriptor_is_left_behind_by_a_second_writer_or_after_the_end(tmp_path: Path) -> None:
+    file = SectionFile(tmp_path / "x.img", LAYOUT)
+    before = _descriptors()
+    for _ in range(3):
+        with pytest.raises(SectionError):
+            SectionFile(tmp_path / "x.img", LAYOUT)
+    assert _descriptors() == before
+    file.close()
+    assert _descriptors() == before - 1, "the mapping keeps its own"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import zlib
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_disk import FakeDisk, every_byte, some_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware.store import Loaded, Saved, Store, load
+from firmware import store as store_module
+from firmware.store import Loaded, Saved, Store, load, made_directory
 
 OLD = Saved(1 << 62, 7, 1, 0, 12, 2.5, 0.75)
 NEW = Saved(0, 8, 1, 0, 13, 3.5, 1.75)
@@ -233,3 +237,195 @@ def test_the_sequence_decides_not_the_name(state: Path) -> None:
     assert load(state).saved == NEXT
     Store(state).save(OLD)
     assert load(state).saved == OLD
+
+
+LATER = OLD._replace(cycles=8)
+LARGEST = 2**63 - 1
+HEAD = struct.Struct("<8sQI")
+JSON = (
+    b'{"faults_latched":4611686018427387904,"cycles":7,"opened_under_load":1,"closed_under_load":0,"precharges":12,'
+    b'"closing_level":2.5,"precharge_level":0.75}'
+)
+
+
+def _slot(sequence: int, magic: bytes = b"EMSSAVE1", payload: bytes = JSON.ljust(488), flip: int = 0) -> bytes:
+    body = HEAD.pack(magic, sequence, len(payload)) + payload
+    return body + struct.pack("<I", zlib.crc32(body) ^ flip)
+
+
+def _with(name: str, value: float) -> Saved:
+    return Saved(**{**OLD._asdict(), name: value})
+
+
+class Syncs(list[str]):
+    """What was put on the disk, and renamed, in its order; a name for a file, `.../` for a directory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(os, name, self._synced)
+        self._replace = os.replace
+        monkeypatch.setattr(os, "replace", self._replaced)
+
+    def _replaced(self, old: Path, new: Path) -> None:
+        self.append(f"{old.name}>{new.name}")
+        self._replace(old, new)
+
+    def _synced(self, fd: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        self.append(f"{path.name}/" if path.is_dir() else path.name)
+
+    def taken(self) -> list[str]:
+        taken = self[:]
+        self.clear()
+        return taken
+
+
+def test_the_bytes_of_a_slot_are_those_that_a_later_version_has_to_read(state: Path) -> None:
+    store = Store(state)
+    for sequence, name in ((1, "saved.a"), (2, "saved.b"), (3, "saved.a")):
+        store.save(OLD)
+        assert (state / name).read_bytes() == _slot(sequence)
+        assert len(_slot(sequence)) == 512
+    Store(state).save(OLD)
+    assert (state / "saved.b").read_bytes() == _slot(4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        _slot(1, magic=b"EMSSAVE2"), _slot(0), _slot(1, flip=1), _slot(1, payload=b"{}".ljust(488)),
+        _slot(1, payload=JSON.replace(b'"cycles":7', b'"cycles":-1').ljust(488)), _slot(1)[:-1], _slot(1)[:19], b"",
+    ],
+    ids=["magic", "sequence 0", "crc", "no field", "negative", "a byte short", "no head", "empty"],
+)  # fmt: skip
+def test_what_is_no_slot_is_damage_and_the_next_save_begins_at_one(state: Path, wrong: bytes) -> None:
+    for name in ("saved.a", "saved.b"):
+        (state / name).write_bytes(wrong)
+    assert load(state) == Loaded(None, True)
+    Store(state).save(OLD)
+    assert (state / "saved.a").read_bytes() == _slot(1)
+    assert load(state) == Loaded(OLD, False)
+
+
+def test_a_longer_payload_of_another_version_is_read_as_far_as_it_is_known(state: Path) -> None:
+    (state / "saved.b").write_bytes(_slot(9, payload=JSON.replace(b"{", b'{"new":5,', 1).ljust(700)))
+    assert load(state) == Loaded(OLD, False)
+    Store(state).save(LATER)
+    assert load(state).saved == LATER
+
+
+@pytest.mark.parametrize("name", ["faults_latched", "cycles", "opened_under_load", "closed_under_load", "precharges"])
+def test_a_number_is_kept_from_0_to_the_largest_and_refused_beyond(state: Path, name: str) -> None:
+    store = Store(state)
+    for value in (0, LARGEST):
+        store.save(OLD._replace(**{name: value}))
+        assert getattr(load(state).saved, name) == value
+    for value in (-1, LARGEST + 1):
+        with pytest.raises(
+            ValueError, match=f"{name} is {value}; allowed is int from 0 to {LARGEST}; nothing was saved"
+        ):
+            store.save(OLD._replace(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["closing_level", "precharge_level"])
+def test_a_level_is_kept_from_0_on_and_may_be_whole(state: Path, name: str) -> None:
+    store = Store(state)
+    for value in (0.0, 5e-324, 1.0, 3, float(2**62)):
+        store.save(_with(name, value))
+        assert getattr(load(state).saved, name) == value
+    for wrong in (-5e-324, float(2**63), float("inf"), float("nan"), True):
+        with pytest.raises(ValueError, match=f"{name} is .*; allowed is float from 0"):
+            store.save(_with(name, wrong))
+
+
+def test_from_the_third_on_a_save_costs_one_sync_of_one_slot(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, syncs = Store(state), Syncs(monkeypatch)
+    store.save(OLD)
+    assert syncs.taken() == ["saved.a.new", "saved.a.new>saved.a", "state/"]
+    store.save(OLD)
+    assert syncs.taken() == ["saved.b.new", "saved.b.new>saved.b", "state/"]
+    for name in ("saved.a", "saved.b", "saved.a"):
+        store.save(OLD)
+        assert syncs.taken() == [name]
+
+
+def test_a_successor_puts_the_newer_slot_on_the_disk_before_it_touches_the_other(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(state)
+    for saved in (OLD, OLD, LATER):
+        store.save(saved)
+    syncs = Syncs(monkeypatch)
+    Store(state).save(OLD)
+    assert syncs.taken() == ["saved.a", "state/", "saved.b"]
+
+
+def test_a_directory_that_is_made_is_on_the_disk_with_all_that_had_to_be_made_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(monkeypatch)
+    made_directory(tmp_path / "one" / "two" / "three")
+    assert syncs.taken() == [f"{tmp_path.name}/", "one/", "two/"]
+    made_directory(tmp_path / "one" / "two" / "three")
+    assert syncs.taken() == [], "what is there costs nothing"
+
+
+def test_a_directory_that_another_process_makes_at_the_same_moment_is_no_error(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([False, True, True])  # missing; its parent is there; there it is
+    monkeypatch.setattr(Path, "is_dir", lambda self: next(looks))
+    made_directory(state)
+    assert list(looks) == []
+
+
+def test_a_slot_that_cannot_be_read_costs_no_save_to_the_other(state: Path) -> None:
+    (state / "saved.b").mkdir()
+    store = Store(state)
+    store.save(OLD)
+    assert (state / "saved.a").read_bytes() == _slot(1)
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            store.save(LATER)
+    assert load(state) == Loaded(OLD, False)
+    (state / "saved.b").rmdir()
+    store.save(LATER)
+    assert load(state) == Loaded(LATER, False)
+
+
+def test_what_a_cut_left_half_made_is_used_up_by_the_next_save(state: Path) -> None:
+    (state / "saved.a.new").write_bytes(b"\xff" * 9999)
+    Store(state).save(OLD)
+    assert [path.name for path in state.iterdir()] == ["saved.a"]
+    assert (state / "saved.a").read_bytes() == _slot(1)
+
+
+def test_only_the_owner_writes_a_slot_and_only_the_group_reads_it(state: Path) -> None:
+    before = os.umask(0)
+    try:
+        Store(state).save(OLD)
+    finally:
+        os.umask(before)
+    assert (state / "saved.a").stat().st_mode & 0o777 == 0o640
+
+
+def test_no_descriptor_is_left_open_whether_the_disk_fails_or_not(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, before = Store(state), len(os.listdir("/proc/self/fd"))
+    for _ in range(4):
+        store.save(OLD)
+    monkeypatch.setattr(os, "fdatasync", _failing)
+    for _ in range(4):
+        with pytest.raises(OSError, match="Input/output error"):
+            store.save(OLD)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _failing(what: object) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_longest_state_fits_into_a_sector() -> None:
+    level = 1.2345678901234567e-300
+    longest = Saved(LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, level, level)
+    assert len(store_module._encoded(LARGEST, longest)) == 512

@@ -42,27 +42,24 @@ class AduReader:
 
     def feed(self, data: bytes) -> Iterator[Adu]:
         """Yields the ADUs that `data` completes; exhaust it. Raises FramingError at the first byte that proves one."""
-        if self._rest:
-            data = self._rest + data
+        data = self._rest + data
         at, end = 0, len(data)
         while end - at >= 8:
             transaction, protocol, length, unit = _HEADER.unpack_from(data, at)
-            if protocol or not 2 <= length <= MAX_LENGTH:
-                _refuse(protocol, length, data[at + 7])
+            _check(protocol, length, MAX_LENGTH_WRITE if data[at + 7] in _WRITES else MAX_LENGTH)
             stop = at + 6 + length
             if stop > end:
                 break
             yield transaction, unit, data[at + 7 : stop]
             at = stop
         self._rest = data[at:]
-        if 6 <= end - at < 8:
+        if end - at >= 6:
             _, protocol, length = _PREFIX.unpack_from(data, at)
-            if protocol or not 2 <= length <= MAX_LENGTH:
-                _refuse(protocol, length, _WRITES[0])
+            _check(protocol, length, MAX_LENGTH_WRITE)
 
 
-def _refuse(protocol: int, length: int, function: int) -> None:
+def _check(protocol: int, length: int, largest: int) -> None:
     if protocol:
         raise FramingError(f"protocol id {protocol}, allowed 0")
-    if function not in _WRITES or not 2 <= length <= MAX_LENGTH_WRITE:
+    if not 2 <= length <= largest:
         raise FramingError(f"MBAP length {length}, allowed 2..{MAX_LENGTH}")

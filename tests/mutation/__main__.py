@@ -60,8 +60,13 @@ def _survivors(home: Path) -> dict[str, str]:
 
 
 def _killers(home: Path) -> dict[str, list[str]]:
-    rows = (line.split(" | ") for line in _lines(home / KILLERS))
-    return {where: nodes for where, *nodes in rows}
+    """Tests that have killed, by place as in the file, and by file."""
+    found: dict[str, list[str]] = {}
+    for where, *nodes in (line.split(" | ") for line in _lines(home / KILLERS)):
+        found[where] = nodes
+        path = where.partition(" ")[0]
+        found[path] = list(dict.fromkeys([*found.get(path, ()), *nodes]))
+    return found
 
 
 def _copied(home: Path) -> Path:
@@ -75,6 +80,11 @@ def _copied(home: Path) -> Path:
     return root
 
 
+def _test_files(root: Path, only: str) -> list[str]:
+    found = (p for pattern in TESTS for p in sorted(root.glob(pattern)) if any(o in p.name for o in only.split(",")))
+    return [str(p.relative_to(root)) for p in found]
+
+
 def _measured(root: Path, paths: list[str], only: str) -> dict[str, Test]:
     """runner.measure, kept as long as no file of the copy changes."""
     text = b"".join(p.read_bytes() for name in COPIED for p in sorted((root / name).rglob("*.py")))
@@ -82,15 +92,9 @@ def _measured(root: Path, paths: list[str], only: str) -> dict[str, Test]:
     if kept.exists():
         rows = json.loads(kept.read_text())
         return {n: Test(s, frozenset((path, line) for path, line in hit)) for n, s, hit in rows}
-    found = [p for pattern in TESTS for p in sorted(root.glob(pattern)) if any(o in p.name for o in only.split(","))]
-    tests = runner.measure([str(p.relative_to(root)) for p in found], root, paths)
+    tests = runner.measure(_test_files(root, only), root, paths)
     kept.write_text(json.dumps([[node, t.seconds, sorted(t.lines)] for node, t in tests.items()]))
     return tests
-
-
-def _remembered(killers: dict[str, list[str]]) -> dict[str, Test]:
-    """For a sample: the tests that have killed, without their times and lines."""
-    return {node: Test(1.0, frozenset()) for nodes in killers.values() for node in nodes}
 
 
 def _sorted(root: Path, chosen: list[Mutant], order: Order) -> tuple[list[Fast], list[Mutant]]:
@@ -165,11 +169,14 @@ def _inside(args: argparse.Namespace, home: Path, root: Path) -> int:
     paths, known, killers = _paths(root, args.only), _survivors(home), _killers(home)
     every = [m for path in paths for m in mutants(root, path)]
     print(f"{len(every):,} mutants of {len(paths)} files ({time.monotonic() - began_s:.0f} s)", flush=True)
-    chosen, tests = every, {}
+    chosen = every
     if args.sample:
         fresh = [m for m in every if m.key not in known]
-        chosen, tests = random.Random(args.seed).sample(fresh, min(args.sample, len(fresh))), _remembered(killers)
-    tests = tests or _measured(root, _paths(root, ""), args.tests)
+        chosen = random.Random(args.seed).sample(fresh, min(args.sample, len(fresh)))
+    if args.sample and killers:
+        tests = runner.collect(_test_files(root, args.tests), root)
+    else:
+        tests = _measured(root, _paths(root, ""), args.tests)
     order = Order(tests, killers, root)
     print(f"{len(tests)} tests known ({time.monotonic() - began_s:.0f} s)", flush=True)
     fast, slow = _sorted(root, chosen, order)
@@ -217,7 +224,8 @@ def _judged(
         f"{len(verdicts):,} mutants, {pace:.0f} a second; {survivors} survive that are not in {SURVIVORS}: {UNLISTED}"
     )
     if args.write and not args.sample and not args.only and not args.tests:
-        (home / KILLERS).write_text("".join(f"{' | '.join([w, *n])}\n" for w, n in sorted(order.killers.items()) if n))
+        places = sorted((where, nodes) for where, nodes in order.killers.items() if " " in where and nodes)
+        (home / KILLERS).write_text("".join(f"{' | '.join([where, *nodes])}\n" for where, nodes in places))
         (home / DOCUMENT).write_text(document(table, known, len(order.tests), pace))
     return 1 if survivors else 0
 

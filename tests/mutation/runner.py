@@ -37,7 +37,7 @@ SLOWER = 10.0  # a test that takes so many times its usual time hangs
 SPARE_S = 3.0
 TOO_SLOW_S, GIVEN_UP_S = 5.0, 60.0  # a test that takes longer, with its statements counted, kills nothing here
 BUDGET_S = 12.0  # usual time of all tests that are tried on one mutant
-MOST_IN_SAMPLE = 60
+MOST_OF_FILE = 60  # in a sample, of the tests that have killed elsewhere in the file
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -59,7 +59,7 @@ class Verdict(NamedTuple):
 class Order:
     """Which tests are tried on a mutant, and in which order: those that killed its neighbours first.
 
-    Without measured lines (a sample) only those that have killed something in the same place, else in the same file.
+    Without measured lines (a sample) only those that have killed something in the same place, then in the same file.
     """
 
     def __init__(self, tests: dict[str, Test], killers: dict[str, list[str]], root: Path) -> None:
@@ -85,8 +85,8 @@ class Order:
     def of(self, mutant: Mutant) -> list[str]:
         """Node ids, as many as fit into BUDGET_S."""
         if not self._texts:
-            known = self.killers.get(_place(mutant)) or self.killers.get(mutant.path)
-            return (known or self._quickest)[:MOST_IN_SAMPLE]
+            known = [*self.killers.get(_place(mutant), ()), *self.killers.get(mutant.path, ())[:MOST_OF_FILE]]
+            return list(dict.fromkeys(known or self._quickest))
         fitting = self._covering(mutant) if mutant.where != MODULE else []
         files = self._files.get(mutant.path, set())
         fitting = fitting or [n for n in self._quickest if _file(n) in files] or self._quickest
@@ -184,6 +184,26 @@ class _TooSlow(BaseException):
 
 def _too_slow(*_: object) -> None:
     raise _TooSlow
+
+
+def collect(files: list[str], root: Path) -> dict[str, Test]:
+    """Every test by name, without running any: its time is a guess, its lines are unknown."""
+
+    def work(write: int) -> int:
+        def all_tests(items: dict[str, pytest.Item]) -> None:
+            with open(write, "w") as out:
+                json.dump(list(items), out)
+
+        os.chdir(root)
+        _quiet()
+        return int(pytest.main([*OPTIONS, *files], plugins=[_Loop(all_tests)]))
+
+    pid, read = _forked(work)
+    with open(read) as answer:
+        nodes = answer.read()
+    if os.waitpid(pid, 0)[1] or not nodes:
+        raise RuntimeError("the tests could not be collected: run them with pytest first")
+    return {node: Test(1.0, frozenset()) for node in json.loads(nodes)}
 
 
 def measure(files: list[str], root: Path, paths: list[str]) -> dict[str, Test]:
