@@ -48,10 +48,11 @@ from .sunspec import OpCtl, SetOp, WSetMode
 UNIT = 1
 STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0}
 """A section older than this reads "not implemented"; without a fresh status no command is taken."""
-FRESH_NS = 200_000
-"""Reads within it are answered from the same look at the process image."""
+FRESH_NS = 5_000_000
+"""How often a read looks at the whole process image; a new scan of the controller is seen by the next read."""
 PRODUCT = "EMS-1"
 
+_BANK_AT = 2 * (BANK_FIRST - BASE)
 _HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
 _ACKS = ("AckFaults", "AlarmReset", "AlmRst")
 _MODES = ("CmdMode", "OpCtl", "SetOp")
@@ -195,9 +196,10 @@ class Appliance:
             "guard": View(GUARD, "guard", "guard", directory),
             "clock": View(CLOCK, "clock", "clock", directory),
         }
+        self._status = self._views["status"]
         self._files = FreezeFiles(state_directory(), directory or run_directory())
         self._strings = StringUnits(directory)
-        self._image = registers.image()
+        self._image, self._bank_renewed = registers.image(), False
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
         self._beat_ns, self._refreshed_ns = monotonic_ns(), 0
@@ -241,6 +243,7 @@ class Appliance:
             self._update(settings=settings)
         if site is not None:
             self._strings.configure(Sizes.of(site))
+            self._renew_bank()
             self._allowed = site.allowed_clients
             self._require_heartbeat = site.require_heartbeat
             self._counters = self._counters._replace(armed=self._counters.armed or site.require_heartbeat)
@@ -260,16 +263,21 @@ class Appliance:
         return own if unit == UNIT else self._strings.identity(unit, own)
 
     def read(self, unit: int, address: int, count: int) -> bytes:
-        if monotonic_ns() - self._refreshed_ns > FRESH_NS:
+        if self._status.changed or monotonic_ns() - self._refreshed_ns > FRESH_NS:
             self._refresh()
         if unit != UNIT:
             return self._strings.read(unit, address, count, self._sources.status)
-        if address < BASE or address + count > self._strings.bank_end:
+        first, end = 2 * (address - BASE), 2 * (address - BASE + count)
+        if first < 0 or end > len(self._image):
             raise ModbusError(2)
-        image: bytes | bytearray = self._image
-        if address + count > BANK_FIRST:
-            image = image[: 2 * (BANK_FIRST - BASE)] + self._strings.bank(self._sources.status)
-        return bytes(image[2 * (address - BASE) : 2 * (address - BASE + count)])
+        if end > _BANK_AT and not self._bank_renewed:
+            self._renew_bank()
+        return bytes(self._image[first:end])
+
+    def _renew_bank(self) -> None:
+        """Model 803 and the end marker, which are longer or shorter with the number of strings."""
+        self._image[_BANK_AT:] = self._strings.bank(self._sources.status)
+        self._bank_renewed = True
 
     def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
         """Freeze-frames; see freeze_files."""
@@ -364,6 +372,7 @@ class Appliance:
     def _refresh(self) -> None:
         """Encodes the sections that were published, or went stale, since the last time."""
         now_ns = self._refreshed_ns = monotonic_ns()
+        self._bank_renewed = False
         for name, view in self._views.items():
             value = view.refresh()
             if value is not None and view.age_ms(now_ns) > STALE_MS[name]:

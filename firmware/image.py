@@ -201,6 +201,11 @@ class View(Generic[T]):
             self._sequence, self._stamp_ns = snapshot.sequence, snapshot.stamp_ns
         return self.value
 
+    @property
+    def changed(self) -> bool:
+        """Whether something was published since the last `refresh`."""
+        return self._reader.sequence != self._sequence
+
     def age_ms(self, now_ns: int | None = None) -> float:
         """Since the publish of `value`; infinite before the first."""
         if self.value is None:

@@ -23,7 +23,7 @@ from drivers.modbus.session import ILLEGAL_ADDRESS, ModbusError
 
 from .config import Site
 from .image import STRING, Status, StringValues, reader
-from .models.battery import BANK, BANK_FIRST, BANK_STRING, bank
+from .models.battery import BANK, BANK_STRING, bank
 from .models.common import COMMON
 from .models.draft import BASE, Draft, encoded, end, header, marker, placed
 from .models.string_units import (
@@ -165,11 +165,6 @@ class StringUnits:
             self._sizes, self._fixed = sizes, True
             self._blanks.clear()
             self._images.clear()
-
-    @property
-    def bank_end(self) -> int:
-        """First address behind unit 1's map."""
-        return BANK_FIRST + (_BANK.width + self._sizes.strings * _BANK_STRING.width) + 2
 
     def serves(self, unit: int) -> bool:
         return FIRST_UNIT <= unit < FIRST_UNIT + self._sizes.strings

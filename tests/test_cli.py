@@ -227,6 +227,7 @@ def test_status_without_a_controller_is_an_error(
 ) -> None:
     appliance.alive = False
     monkeypatch.setitem(STALE_MS, "status", 0.0)
+    appliance.call(appliance.device.tick)
     assert tool(appliance, "--status") == 1
     assert "controller does not answer" in one_line(capsys)
 

@@ -176,6 +176,7 @@ def test_faults_without_a_controller_are_an_error_not_no_faults(
 ) -> None:
     appliance.alive = False
     monkeypatch.setitem(STALE_MS, "status", 0.0)
+    appliance.call(appliance.device.tick)
     assert diag(appliance, "--faults") == 1
     assert "controller does not answer" in one_line(capsys)
 

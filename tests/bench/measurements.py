@@ -27,7 +27,7 @@ from firmware.config import Site
 from firmware.controller import PRIORITY
 from firmware.guard import PRIORITY as GUARD_PRIORITY
 from firmware.guard import TICK_NS
-from firmware.registers import BASE, END, POINT, VENDOR_FIRST
+from firmware.registers import BASE, END, POINT
 from statemachine.signals import InterlockBit, LimitReason, Mode, Why
 from statemachine.states import CHARGING, State
 
@@ -372,7 +372,7 @@ def _apart(scan_core: int) -> tuple[int, int]:
 
 def _burst(pid: int, port: int, clients: int, plan: Plan, cores: tuple[int, int]) -> Burst:
     time.sleep(BURST_PAUSE_S)
-    return burst(pid, port, VENDOR_FIRST, REGISTERS, clients, plan.burst_s, cores)
+    return burst(pid, port, BASE + 400, REGISTERS, clients, plan.burst_s, cores)
 
 
 def _middle(bursts: tuple[Burst, ...]) -> Burst:
