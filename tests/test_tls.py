@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from waiting import wait_until
 
 from drivers.modbus.adu import frame
 from drivers.modbus.tls import TlsError, role, server_context
-from firmware import tls
+from firmware import config, tls
 from firmware.authority import ROLES, RoleRights
 from firmware.registers import POINT
 from firmware.server import MODEL_AT
@@ -54,22 +58,27 @@ class Secure:
         appliance.call(lambda: ports.append(appliance.server.listen("127.0.0.1", 0, self.certificates.in_force)))
         self.port = ports[0]
 
-    @contextlib.contextmanager
-    def peer(self, certificate: str | None, version: str = "tls1_3") -> Iterator[ssl.SSLSocket]:
-        context = ssl.create_default_context(cafile=str(PKI / "ca/server_ca_chain.crt"))
-        context.check_hostname = False
-        wanted = ssl.TLSVersion.TLSv1_2 if version == "tls1_2" else ssl.TLSVersion.TLSv1_3
-        context.minimum_version = context.maximum_version = wanted
-        if certificate is not None:
-            place = version if certificate in (GRID, READ_ONLY, NETWORK, SUPER) else "invalid"
-            chain = PKI / "client" / place / certificate
-            context.load_cert_chain(f"{chain}.crt", f"{chain}.key")
-        with (
-            socket.create_connection(("127.0.0.1", self.port), 2) as raw,
-            context.wrap_socket(raw, server_hostname="localhost") as peer,
-        ):
-            peer.settimeout(2)
-            yield peer
+    def peer(self, certificate: str | None, version: str = "tls1_3") -> AbstractContextManager[ssl.SSLSocket]:
+        return handshaken(self.port, certificate, version)
+
+
+@contextlib.contextmanager
+def handshaken(port: int, certificate: str | None, version: str) -> Iterator[ssl.SSLSocket]:
+    """A client inside TLS."""
+    context = ssl.create_default_context(cafile=str(PKI / "ca/server_ca_chain.crt"))
+    context.check_hostname = False
+    wanted = ssl.TLSVersion.TLSv1_2 if version == "tls1_2" else ssl.TLSVersion.TLSv1_3
+    context.minimum_version = context.maximum_version = wanted
+    if certificate is not None:
+        place = version if certificate in (GRID, READ_ONLY, NETWORK, SUPER) else "invalid"
+        chain = PKI / "client" / place / certificate
+        context.load_cert_chain(f"{chain}.crt", f"{chain}.key")
+    with (
+        socket.create_connection(("127.0.0.1", port), 2) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as peer,
+    ):
+        peer.settimeout(2)
+        yield peer
 
 
 @pytest.fixture
@@ -239,3 +248,23 @@ def test_a_block_over_two_models_needs_the_right_to_both() -> None:
     last_of_1 = POINT["DA"].address + 1
     assert not RoleRights("GridServiceSunSpec", MODEL_AT).writes(1, last_of_1, 2)
     assert not RoleRights("SuperAdministratorSunSpec", MODEL_AT).writes(1, 0, 1), "outside every model"
+
+
+@pytest.mark.system
+def test_the_process_opens_the_secure_port_and_leaves_the_plain_one_to_the_unit(tmp_path: Path) -> None:
+    config.prepare(tmp_path / "config", {"modbus_plain": False})
+    installed(tmp_path / "config" / "tls")
+    environ = os.environ | {
+        "EMS_RUN_DIR": str(tmp_path / "run"), "EMS_CONFIG_DIR": str(tmp_path / "config"), "EMS_MODBUS_PORT": "0",
+        "EMS_MODBUS_TLS_PORT": "0", "EMS_STATE_DIR": str(tmp_path / "state"),
+    }  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "firmware.server"], env=environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        plain, secure = (process.stderr.readline().split()[-1].rpartition(":") for _ in range(2))
+        assert (plain[0], secure[0]) == ("127.0.0.1", "0.0.0.0")
+        with handshaken(int(secure[2]), GRID, "tls1_3") as peer:
+            assert ask(peer, READ)[0] == 3
+        process.terminate()
+        assert process.wait(5) == 0
