@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 from appliance import Appliance
+from pymodbus.client import ModbusTcpClient
 from waiting import wait_until
 
 from drivers.bench.wire import DeviceMode
-from firmware.points import PointClient, PointError
+from firmware.points import PointClient, PointError, Refusal
 from firmware.registers import POINT
-from statemachine.signals import Mode, StatusBit
+from statemachine.signals import Mode, StatusBit, Why
 from statemachine.states import State
 
 from .live_inputs import stops
@@ -199,16 +200,22 @@ def a_client_that_never_reads(s: Stand) -> str:
 def a_storm_of_writes(s: Stand) -> str:
     """Valid commands as fast as one client can send them; the last one is in force."""
     before, over = written_bytes(s), s.get("ScanOverruns")
-    end, count, seq = time.monotonic() + 3.0, 0, int(s.get("CmdSeq"))
+    end, count, taken, seq = time.monotonic() + 8.0, 0, 0, int(s.get("CmdSeq"))
     while time.monotonic() < end:
         count += 1
         rate = 0.2 + (count % 5) * 0.01
-        s.a.site.write({"CmdSeq": seq + count, "CmdMode": Mode.CHARGE, "CmdW": 0.0, "CmdRamp": rate, "CmdTgtSoC": 95.0})
-    wait_until(lambda: s.get("AckSeq") == seq + count, 5, "the last command is in force")
+        command = {"CmdSeq": seq + count, "CmdMode": Mode.CHARGE, "CmdW": 0.0, "CmdRamp": rate, "CmdTgtSoC": 95.0}
+        try:
+            s.a.site.write(command)
+            taken = count
+        except Refusal as refusal:
+            assert refusal.code == 6, refusal
+            wait_until(lambda: s.get("AckWhy") == Why.TOO_MANY_WRITES, 1, "the reason")
+    wait_until(lambda: s.get("AckSeq") == seq + taken, 5, "the last command that was taken is in force")
     s.charges_on()
     log_bytes = written_bytes(s) - before
     missed = s.get("ScanOverruns") - over
-    return f"{count / 3.0:.0f} commands/s, the last in force; {log_bytes} bytes logged, {missed:.0f} scans missed"
+    return f"{count / 8.0:.0f} commands/s, the last taken in force; {log_bytes} bytes logged, {missed:.0f} scans missed"
 
 
 def written_bytes(s: Stand) -> int:
@@ -291,12 +298,22 @@ class Wire:
 
 @live("O6", repeats=1)
 def two_masters_write(s: Stand) -> str:
-    """There is no lease: each accepted command replaces the one before, a stop of anyone stops."""
-    with PointClient("127.0.0.1", s.a.ports.EMS_MODBUS_PORT, POINT) as other:
-        seq = int(s.get("CmdSeq"))
-        other.write({"CmdSeq": seq + 1, "CmdMode": Mode.OFF})
-        s.until(State.STOPPING, State.ISOLATED)
-        with contextlib.suppress(PointError):
-            s.a.site.write({"CmdSeq": seq + 1, "CmdMode": Mode.CHARGE})
-        s.until(State.ISOLATED)
-    return "a stop of the second master stops"
+    """The second one, at another address, is refused with the reason; only its stop is taken."""
+    other = ModbusTcpClient("127.0.0.1", port=s.a.ports.EMS_MODBUS_PORT, source_address=("127.0.0.2", 0), retries=0)
+    seq = int(s.get("CmdSeq"))
+
+    def write(mode: Mode) -> int:
+        block = [(seq + 1) >> 16, (seq + 1) & 0xFFFF, mode]
+        return int(getattr(other.write_registers(POINT["CmdSeq"].address, block, device_id=1), "exception_code", 0))
+
+    assert other.connect()  # type: ignore[no-untyped-call]
+    assert write(Mode.DISCHARGE) == 4
+    assert s.get("AckWhy") == Why.NOT_IN_AUTHORITY
+    s.charges_on()
+    assert write(Mode.OFF) == 0
+    s.until(State.STOPPING, State.ISOLATED)
+    with contextlib.suppress(PointError):
+        s.a.site.write({"CmdSeq": seq + 1, "CmdMode": Mode.CHARGE})
+    s.until(State.ISOLATED)
+    other.close()  # type: ignore[no-untyped-call]
+    return "a second master is refused with the reason, its stop stops"

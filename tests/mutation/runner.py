@@ -35,7 +35,7 @@ PRELOADED = (
 OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "--tb=no")
 SLOWER = 10.0  # a test that takes so many times its usual time hangs
 SPARE_S = 3.0
-TOO_SLOW_S, GIVEN_UP_S = 5.0, 60.0  # a test that takes longer, with its statements counted, kills nothing here
+TOO_SLOW_S, GIVEN_UP_S = 5.0, 6.0  # a test that takes longer, with its statements counted, kills nothing here
 BUDGET_S = 12.0  # usual time of all tests that are tried on one mutant
 MOST_OF_FILE = 60  # in a sample, of the tests that have killed elsewhere in the file
 
