@@ -24,6 +24,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from drivers.modbus.client import (
     Damaged,
+    Disconnected,
     ExceptionAnswer,
     Garbage,
     Link,
@@ -222,8 +223,8 @@ class Poller(Thread, ABC):
     """Keeps one device polled on an absolute schedule; late polls are skipped, never caught up.
 
     A request that gets no good answer is made again on a new connection, so that a gateway which loses single frames
-    costs milliseconds and not the poll; request_timeout_ms after the first attempt the poll is given up. Who answers is
-    asked when that has happened, not in between.
+    costs milliseconds and not the poll. The poll is given up request_timeout_ms after the first attempt, or when the
+    peer ends the connection; who answers is asked when that has happened, not in between.
     """
 
     def __init__(self, link: Link, profile: Profile, period_ms: int, tell: Tell, stop: Event) -> None:
@@ -250,7 +251,7 @@ class Poller(Thread, ABC):
                     answer = request()
                 self._patience.answered(monotonic() - asked_s)
                 return answer
-            except ExceptionAnswer:
+            except (ExceptionAnswer, Disconnected):
                 raise
             except LinkError as error:
                 if monotonic() >= give_up_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
@@ -107,6 +108,29 @@ def test_a_silent_peer_is_given_up_when_the_longest_wait_is_spent_and_then_asked
         wait_until(lambda: 43 in asked, 3, "the identity is asked for again")
         assert 3 <= asked.index(43) <= 6, "waits of 20, 40, 80 ms and the rest of 150 ms went before"
         assert not running.links.bms_up
+
+
+def test_who_answers_after_the_peer_ended_the_connection_is_asked_for_its_name(tmp_path: Path) -> None:
+    """Another device at the same address, between two requests of one poll."""
+    bms, pcs, swapped = rack(1, 30), converter(), threading.Event()
+
+    def end(peer: socket.socket, answer: bytes) -> None:
+        if swapped.is_set() and not bms.objects[1].startswith(b"OTHER"):
+            bms.objects[1] = b"OTHER"
+            peer.shutdown(socket.SHUT_RDWR)
+        else:
+            peer.sendall(answer)
+
+    with (
+        Beating((bms, BMS), (pcs, PCS)),
+        liar(answering_in_place_of(bms, lambda a: a), on_send=end) as port,
+        served(pcs) as pcs_server,
+        Plant(tmp_path, port, pcs_server.port) as running,
+    ):
+        wait_until(running.bms_fresh, 2, "first poll")
+        swapped.set()
+        wait_until(lambda: running.bms is not None and not running.bms.identity_ok, 3, "the stranger is told of")
+        assert any("OTHER" in line for line in running.texts)
 
 
 def waits(*took_s: float) -> float:

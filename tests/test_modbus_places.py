@@ -79,6 +79,13 @@ def test_who_is_preferred_finds_a_place_also_when_everybody_talks() -> None:
             assert server.connections == 2
 
 
+def test_a_crowd_at_the_preferred_address_does_not_push_out_who_talks_there() -> None:
+    with stepped(max_connections=2, preferred=lambda host: True) as server, peers(server, 2) as (first, second):
+        assert answered(server, first) and answered(server, second)
+        with peers(server, 20):
+            assert answered(server, first) and answered(server, second)
+
+
 def test_who_is_not_admitted_is_closed_at_once() -> None:
     with (
         stepped(admits=lambda host: host != "127.0.0.9") as server,

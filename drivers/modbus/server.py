@@ -31,13 +31,14 @@ _LEFT_S = 5.0
 
 class _Connection:
     __slots__ = ("_closing", "_fd", "_recv", "_send", "_server", "_session", "_sock", "half_since", "heard",
-                 "stalled_since", "unsent")  # fmt: skip
+                 "host", "stalled_since", "unsent")  # fmt: skip
 
     def __init__(self, server: StrictServer, sock: socket.socket, peer: str) -> None:
         self._server, self._sock, self._fd = server, sock, sock.fileno()
         self._recv, self._send = sock.recv, sock.send
         self._session = Session(server.device, peer, server.counters, server.device_failed)
         self._closing = False
+        self.host = peer.rpartition(":")[0]
         self.unsent = b""
         self.heard = monotonic()
         self.half_since: float | None = None
@@ -148,8 +149,8 @@ class StrictServer:
 
     Who may connect says `admits`, by address. A connection is closed after `idle_s` without a byte, `adu_deadline_s`
     after the first byte of an ADU that stays incomplete, and `stall_s` after answers that are not taken. When
-    `max_connections` are open, the one that was silent for longest makes room for a new one if that was 5 s at least or
-    the new one is `preferred`; else the new one is closed.
+    `max_connections` are open, the one that was silent for longest makes room for a new one if that was 5 s at least;
+    for one that is `preferred`, by address, one of the others does in any case. Else the new one is closed.
     """
 
     def __init__(
@@ -251,8 +252,9 @@ class StrictServer:
     def _room(self, preferred: bool) -> bool:
         if len(self._open) < self._max:
             return True
-        longest = min(self._open.values(), key=lambda c: c.heard)
-        if self.now - longest.heard < _LEFT_S and not preferred:
+        others = [c for c in self._open.values() if preferred and not self._preferred(c.host)]
+        longest = min(others or self._open.values(), key=lambda c: c.heard)
+        if self.now - longest.heard < _LEFT_S and not others:
             return False
         self.counters.timed_out += 1
         longest.drop()
