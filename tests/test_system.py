@@ -54,10 +54,18 @@ def isolated(running: Appliance) -> Appliance:
 
 @pytest.fixture
 def charging(isolated: Appliance) -> Appliance:
-    isolated.inject(soc_preset=30.0)
-    isolated.command(Mode.CHARGE, 0.05, 80.0)
-    isolated.until(*CHARGING)
-    wait_until(lambda: isolated.truth("true_current_a") < -50.0, 20, "current flows")
+    """Three tries: on a busy machine the data may go stale on the way, and that is not what these tests are about."""
+    for left in (2, 1, 0):
+        try:
+            isolated.inject(soc_preset=30.0)
+            isolated.command(Mode.CHARGE, 0.05, 80.0)
+            isolated.until(*CHARGING)
+            wait_until(lambda: isolated.truth("true_current_a") < -50.0, 20, "current flows")
+            break
+        except AssertionError:
+            if not left:
+                raise
+            recover(isolated)
     return isolated
 
 
