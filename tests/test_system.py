@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +63,10 @@ def charging(isolated: Appliance) -> Appliance:
             isolated.until(*CHARGING)
             wait_until(lambda: isolated.truth("true_current_a") < -50.0, 20, "current flows")
             break
-        except AssertionError:
+        except AssertionError as error:
             if not left:
                 raise
+            warnings.warn(f"tried again: {error}; {isolated.state()}, {isolated.faults()}", stacklevel=1)
             recover(isolated)
     return isolated
 

@@ -41,6 +41,7 @@ class Observer(threading.Thread):
         self.pids = children(self._runner)
         self.used: dict[str, list[Usage]] = {name: [] for name in self.pids}
         self.wrong: list[str] = []
+        self.silent_s = 0.0  # unseen for at most
 
     def run(self) -> None:
         counted_s, seen_s = -math.inf, 0.0
@@ -48,7 +49,7 @@ class Observer(threading.Thread):
             at_s = time.monotonic() - self._began_s
             try:
                 self._say(at_s, self._watch.sample(Sample(at_s, self._bench.read(*TRUTH), self._state())))
-                seen_s = at_s
+                self.silent_s, seen_s = max(self.silent_s, at_s - seen_s), at_s
             except PointError as error:
                 self._watch.missed()
                 if at_s - seen_s > BLIND_S:
@@ -129,7 +130,7 @@ def main() -> int:
             observer.wrong.append(f"no way home: {a.state()} with everything mended")
         observer.end()
     wrong = observer.wrong + _resources(observer.used)
-    print(f"seed {args.seed}: {rounds} rounds, {driver.count} actions")
+    print(f"seed {args.seed}: {rounds} rounds, {driver.count} actions, unseen for at most {observer.silent_s:.2f} s")
     print(", ".join(f"{count:,} {what}" for what, count in sorted(watch.counts.items())))
     print(", ".join(f"{state.name} {count}" for state, count in sorted(watch.visited.items())))
     if wrong:
