@@ -39,9 +39,12 @@ from drivers.profile import Profile, ProfileError, load
 from drivers.section import SectionError, SectionFile
 from firmware import image
 from firmware.config import ConfigError, config_directory, load_site
+from firmware.realtime import use_fifo
 from firmware.reduction import StringPoll, pcs_values, reduce, string_values, wire_cells
 from statemachine.signals import Bms, Pcs
 
+PRIORITY = 50
+"""Below the sampler: late data stops the rack, a late loop derates it."""
 RECONNECT_S = 0.5
 """Between two attempts to connect, always: a device that is back is read within a second."""
 CONTROL_TIMEOUT_MS = 200.0
@@ -511,6 +514,10 @@ class Aggregator:
         for poller in (self.bms, self.pcs):
             poller.start()
 
+    def hurry(self) -> bool:
+        """SCHED_FIFO for both pollers: data that waits for a busy machine stops the rack. False without the right."""
+        return all(use_fifo(PRIORITY, poller.native_id or 0) for poller in (self.bms, self.pcs))
+
     def step(self) -> bool:
         """False when a poller has died."""
         self._files["links"].publish(image.LINKS.pack(*self.bms.tally.row(), *self.pcs.tally.row()))
@@ -579,6 +586,8 @@ def main() -> int:
         file=sys.stderr,
     )
     aggregator.start()
+    if not aggregator.hurry():
+        print("aggregator: without the right to SCHED_FIFO: a busy machine makes data late", file=sys.stderr)
     alive = True
     while alive and not ended.wait(0.1):
         alive = aggregator.step()

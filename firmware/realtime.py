@@ -30,10 +30,10 @@ def sleep_until(deadline_ns: int) -> None:
         pass
 
 
-def use_fifo(priority: int) -> bool:
-    """SCHED_FIFO for this thread, not for children. False when the right is missing."""
+def use_fifo(priority: int, thread: int = 0) -> bool:
+    """SCHED_FIFO for a thread, by default this one, not for children. False when the right is missing."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+        os.sched_setscheduler(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except PermissionError:
         return False
     return True

@@ -15,6 +15,7 @@ import pytest
 from appliance import PATIENT, Appliance, appliance
 from waiting import wait_until
 
+from firmware.aggregator import PRIORITY
 from firmware.registers import POINT
 from statemachine.signals import Mode, StatusBit
 from statemachine.states import CHARGING, State
@@ -69,6 +70,14 @@ def charging(isolated: Appliance) -> Appliance:
             warnings.warn(f"tried again: {error}; {isolated.state()}, {isolated.faults()}", stacklevel=1)
             recover(isolated)
     return isolated
+
+
+def test_both_pollers_run_above_ordinary_processes_where_that_is_permitted(isolated: Appliance) -> None:
+    tasks = [int(task.name) for task in Path(f"/proc/{isolated.pid('aggregator')}/task").iterdir()]
+    ranks = [(os.sched_getscheduler(task), os.sched_getparam(task).sched_priority) for task in tasks]
+    permitted = not int(isolated.get("StatusBits")) >> StatusBit.NO_REALTIME & 1
+    raised = [rank for rank in ranks if rank == (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, PRIORITY)]
+    assert len(raised) == (2 if permitted else 0), ranks
 
 
 def test_the_kill_switch_opens_the_true_contactors_and_closing_it_re_energises_nothing(charging: Appliance) -> None:

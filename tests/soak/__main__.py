@@ -41,7 +41,7 @@ class Observer(threading.Thread):
         self.pids = children(self._runner)
         self.used: dict[str, list[Usage]] = {name: [] for name in self.pids}
         self.wrong: list[str] = []
-        self.silent_s = 0.0  # unseen for at most
+        self.silent_s = 0.0  # longest time without a look
 
     def run(self) -> None:
         counted_s, seen_s = -math.inf, 0.0
