@@ -22,7 +22,7 @@ from firmware.historian import line_of
 from firmware.image import LAYOUT, EventReader
 from firmware.points import PointError
 from statemachine import faults
-from statemachine.signals import Mode
+from statemachine.signals import Mode, Why
 from statemachine.states import CHARGING, State
 
 FLOWS_A = -40.0
@@ -218,7 +218,7 @@ class Stand:
     # how it is brought back
 
     def recover(self) -> None:
-        """The technician's way back: cause gone, reset pressed, acknowledged, commanded off."""
+        """The technician's way back: cause gone, reset pressed, acknowledged, commanded off; closing is permitted."""
         self.heal()
         wait_until(self._isolated, 60, lambda: f"ISOLATED; is {self.state()}, {self.faults()}", 0.3)
 
@@ -227,7 +227,7 @@ class Stand:
         with contextlib.suppress(PointError):  # while the controller is silent nothing is taken
             if self.a.get("CmdMode") != Mode.OFF:
                 self.command(Mode.OFF)
-            if state is State.ISOLATED and not self._latched():
+            if state is State.ISOLATED and not self._latched() and self.get("Permit") == Why.NONE:
                 return True
             if state in (State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT, State.ISOLATED):
                 self.press_reset(SERVICE_PRESS_S if state is State.LOCKOUT else 0.0)
