@@ -118,6 +118,13 @@ def test_nothing_closes_before_everything_owed_was_given(state: State, paid: tup
     assert (f"closes without {missing}" in wrong) if missing else wrong == ""
 
 
+def test_what_closed_just_before_a_fault_and_is_seen_with_it_is_no_breach_and_the_next_closing_is() -> None:
+    seen = Seen()
+    seen.look(OPEN, State.ISOLATED)
+    assert seen.look(OPEN | {"true_neg": 1.0}, State.FAULT) == ""
+    assert "pos closes without acknowledge, command since 14" in seen.look(CLOSED, State.FAULT)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [

@@ -71,10 +71,9 @@ class Watch:
     def sample(self, s: Sample) -> list[str]:
         """One look."""
         self._conditions(s)
+        wrong = list(self._edges(s))  # before the state: a contactor may have closed and then a fault have come
         self._enter(s)
-        wrong = [
-            what for rule in (self._chain, self._edges, self._current, self._load, self._cells) for what in rule(s)
-        ]
+        wrong += [what for rule in (self._chain, self._current, self._load, self._cells) for what in rule(s)]
         self._before = s
         self.counts["samples"] += 1
         return wrong
