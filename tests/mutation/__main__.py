@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,18 +182,38 @@ def _inside(args: argparse.Namespace, home: Path, root: Path) -> int:
     print(f"{len(tests)} tests known ({time.monotonic() - began_s:.0f} s)", flush=True)
     fast, slow = _sorted(root, chosen, order)
     files, ran_s = sorted({node.partition("::")[0] for node in tests}), time.monotonic()
+    exchanged = {f.mutant.key: f for f in fast}
     verdicts = []
-    for verdict in runner.switched(files, root, fast, order, args.jobs):
+    for verdict in _twice(
+        lambda ms: runner.switched(files, root, [exchanged[m.key] for m in ms], order, args.jobs),
+        [f.mutant for f in fast], order, known,
+    ):  # fmt: skip
         if args.sample and not verdict.by:
             slow.append(verdict.mutant)  # perhaps it acts at import
         else:
             verdicts.append(_told(verdict, known))
     print(f"{len(fast):,} with exchanged code ({time.monotonic() - ran_s:.0f} s)", flush=True)
     imported_s = time.monotonic()
-    verdicts += [_told(v, known) for v in runner.imported(root, slow, order, args.jobs)]
+    anew = _twice(lambda ms: runner.imported(root, ms, order, args.jobs), slow, order, known)
+    verdicts += [_told(v, known) for v in anew]
     print(f"{len(slow):,} imported anew ({time.monotonic() - imported_s:.0f} s)", flush=True)
     pace = len(verdicts) / (time.monotonic() - ran_s)
     return _judged(args, home, every, verdicts, known, order, pace)
+
+
+def _twice(
+    run: Callable[[list[Mutant]], Iterator[Verdict]], mutants: list[Mutant], order: Order, known: dict[str, str]
+) -> Iterator[Verdict]:
+    """Verdicts; an unlisted survivor is tried once more, with more tests."""
+    again, order.budget_s = [], runner.BUDGET_S
+    for verdict in run(mutants):
+        if verdict.by or verdict.mutant.key in known:
+            yield verdict
+        else:
+            again.append(verdict.mutant)
+    order.budget_s = runner.SECOND_BUDGET_S
+    if again:
+        yield from run(again)
 
 
 def _told(verdict: Verdict, known: dict[str, str]) -> Verdict:

@@ -36,7 +36,8 @@ OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-head
 SLOWER = 10.0  # a test that takes so many times its usual time hangs
 SPARE_S = 3.0
 TOO_SLOW_S, GIVEN_UP_S = 5.0, 6.0  # a test that takes longer, with its statements counted, kills nothing here
-BUDGET_S = 12.0  # usual time of all tests that are tried on one mutant
+BUDGET_S, SECOND_BUDGET_S = 12.0, 120.0
+"""Usual time of the tests that are tried on one mutant, then on a survivor: a loaded machine measures long times."""
 MOST_OF_FILE = 60  # in a sample, of the tests that have killed elsewhere in the file
 
 _PR_SET_PDEATHSIG = 1
@@ -63,7 +64,7 @@ class Order:
     """
 
     def __init__(self, tests: dict[str, Test], killers: dict[str, list[str]], root: Path) -> None:
-        self.tests = tests
+        self.tests, self.budget_s = tests, BUDGET_S
         self.killers = {where: [n for n in nodes if n in tests] for where, nodes in killers.items()}
         self._texts = {path: (root / path).read_text() for path in {p for t in tests.values() for p, _ in t.lines}}
         self._quickest = sorted(tests, key=lambda node: tests[node].seconds)
@@ -83,7 +84,7 @@ class Order:
         return self._by_line.get((mutant.path, swap.statement(text, mutant.line)), [])
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Node ids, as many as fit into BUDGET_S."""
+        """Node ids, as many as fit into `budget_s`."""
         if not self._texts:
             known = [*self.killers.get(_place(mutant), ()), *self.killers.get(mutant.path, ())[:MOST_OF_FILE]]
             return list(dict.fromkeys(known or self._quickest))
@@ -92,7 +93,7 @@ class Order:
         fitting = fitting or [n for n in self._quickest if _file(n) in files] or self._quickest
         wanted = set(fitting)
         hints = [*self.killers.get(_place(mutant), ())[:8], *self.killers.get(mutant.path, ())[:8]]
-        left_s, chosen = BUDGET_S, []
+        left_s, chosen = self.budget_s, []
         for node in dict.fromkeys([*(n for n in hints if n in wanted), *fitting]):
             left_s -= self.tests[node].seconds
             if left_s < 0.0:
