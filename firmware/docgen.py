@@ -15,7 +15,7 @@ from statemachine.faults import FAULTS, REACTS, Severity
 from statemachine.states import State
 from statemachine.table import TABLE, TIMEOUTS_S
 
-from . import freeze_files, freeze_frame, label_sheet, registers
+from . import freeze_files, freeze_frame, label_sheet, model_json, registers
 from .config import FILES, Site, configuration_markdown, default_text
 from .models import string_units
 
@@ -68,7 +68,9 @@ def modbus_map_markdown() -> str:
     intro = (registers.__doc__ or "").partition("\n")[2].strip()
     rules = [
         "# Register map of the appliance\n",
-        f"{_GENERATED} `modbus-map.csv` is the same table for programs.\n",
+        f"{_GENERATED} `modbus-map.csv` is the same table for programs,",
+        f"`model_{registers.VENDOR_MODEL}.json` the vendor model for SunSpec clients: in their path of models",
+        "it makes the vendor points known by name.\n",
         "Modbus TCP, unit 1, PDU addresses, function codes 3, 4, 6, 16, 23 and 43/14; `value = raw * scale`.\n",
         intro + "\n",
         "A write is applied whole or refused whole, and reads back at once: exception 02 for a register that",
@@ -308,6 +310,7 @@ def freeze_frame_markdown() -> str:
 DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
     ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *string_points()))),
     ("docs/modbus-map.md", modbus_map_markdown),
+    (f"docs/model_{registers.VENDOR_MODEL}.json", model_json.vendor_model),
     ("docs/bench-map.csv", partial(to_csv, BENCH_POINTS)),
     ("docs/bench-map.md", bench_map_markdown),
     ("docs/configuration.md", configuration_markdown),
