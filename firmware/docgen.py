@@ -119,7 +119,8 @@ def _string_units_markdown() -> str:
         f"Addresses are those of {modules} modules a string and {cells} cells a module, the default in `site.conf`.",
         f"With M modules and C cells model 804 has {string_units.string_length(0)} + 16 M registers, each of the M",
         f"models 805 {string_units.module_length(0)} + 4 C, and a header of two before each. Sizes that are changed",
-        "count from the next start.\n",
+        "count from the next start. `ems-tool --tags` prints the CSV of the appliance that it is connected to, with",
+        "every string, module and cell by a name of its own: the table to import into a SCADA system.\n",
     ]
     groups = f"The points from `804.ModNCell` on repeat every 16 registers, {modules} times.\n\n"
     whole = (
