@@ -15,7 +15,7 @@ from statemachine.faults import FAULTS, REACTS, Severity
 from statemachine.states import State
 from statemachine.table import TABLE, TIMEOUTS_S
 
-from . import freeze_files, freeze_frame, label_sheet, model_json, registers
+from . import freeze_files, freeze_frame, label_sheet, model_json, registers, words
 from .config import FILES, Site, configuration_markdown, default_text
 from .models import string_units
 
@@ -91,11 +91,53 @@ def modbus_map_markdown() -> str:
         "writes.\n",
     ]
     firsts = sorted(_MODELS)
-    text = "\n".join(rules)
+    text = "\n".join(rules) + _site_controller_markdown()
     for first, end in zip(firsts, [*firsts[1:], registers.END], strict=True):
         text += f"\n## {_MODELS[first]}, {first}\n\n"
         text += table(p for p in registers.POINTS if first <= p.address < end)
     return text + _string_units_markdown() + "\nThe bits of `FaultBits` are in [faults.md](faults.md).\n"
+
+
+_HOW_TO_TALK = """
+## How a site controller talks
+
+1. One connection, kept open. After 60 s without a request it is closed; connect again then.
+2. Read in blocks of up to 125 registers, the scale factors once: they never change.
+3. Write a command as one FC16, never register by register: a block is applied whole or refused whole. The mode is
+   the block from `CmdSeq`, {mode}; the power set-point is the {registers} registers from `{first}`, {at}, to `{last}`.
+4. Read what is done beside what was commanded: `WSet` keeps the command, `WEff` is what the PCS is asked for,
+   `LimReason` and `DisLimReason` name what is between them, `WAvailCha` and `WAvailDis` are what there is.
+5. Beat: another number into `CtrlHb` every second. Once that began, `HbTmo` without a new one brings what `LossPol`
+   says, by default 0 W with closed contactors. The beat also keeps the right to command.
+6. Give a set-point a time to live: `WSetRvrtTms`, in seconds, starts again with each write of its group; when it is
+   over, `WSetEnaRvrt` and `WSetRvrt` are in force. Write again before half of it is over. 0 is no timer.
+7. After an exception read `AckWhy` and `RefAddr` in one request, and act on them: the same write is refused again.
+
+| exception | says |
+|---|---|
+"""
+
+
+def _site_controller_markdown() -> str:
+    """How to talk to the appliance, and what a refusal says."""
+    group = [registers.POINT[name] for name in registers.WSET_GROUP]
+    text = _HOW_TO_TALK.format(
+        mode=registers.POINT["CmdSeq"].address, registers=sum(p.count for p in group), first=group[0].name,
+        at=group[0].address, last=group[-1].name,
+    )  # fmt: skip
+    says = {code: says for code, (says, _) in words.EXCEPTIONS.items()} | {4: "right, but not now or not from you"}
+    rows = [f"| {code:02X} | {says[code]} |" for code in sorted(says)]
+    rows += ["", "| AckWhy | name | exception | means; what to do |", "|---|---|---|---|"]
+    for why, means in words.WHY.items():
+        code = f"{words.exception(why):02X}" if why else ""
+        rows.append(f"| {why.value} | `{why.name}` | {code} | {means} |")
+    return text + "\n".join(
+        [
+            *rows,
+            "",
+            "A reason with 04 is also in `AckWhy` with `AckResult` 2 when the controller rejects, and in `Permit`.\n",
+        ]
+    )
 
 
 def string_points() -> list[Point]:
