@@ -380,6 +380,8 @@ CHECKS: tuple[Check, ...] = (
            _unchanged(struct.pack(">BHH", 6, _at("LossPol"), 9)), ("8603", True)),
     _asks("WRT-8", "FC06 to half of a 32-bit point", struct.pack(">BHH", 6, _at("WSet"), 1), "86 02"),
     _asks("WRT-9", "a write to a string unit", "10 9cc4 0001 02 0001", "90 02", unit=101),
+    _asks("WRT-10", "FC23 writes before it reads",
+          struct.pack(">BHHHHBH", 23, _at("HbTmo"), 1, _at("HbTmo"), 1, 2, 44), "17 02 002c"),
     _stays("SS-1", "the chain of models ends with FFFF, 0 at the end of the map", _models, True),
     _stays("MOD-3", "every writable point takes its least, greatest and middle values and reads back at once",
            _read_back, []),
@@ -427,7 +429,7 @@ ELSEWHERE: tuple[Elsewhere, ...] = tuple(Elsewhere(*row) for row in (
     ("TLS", "roles and certificates of SunSpec's own test PKI",
      "tls", "each_role_reads_and_only_those_that_command_write"),
     ("TLS", "who has none does not get in", "tls", "who_has_no_certificate_of_ours_does_not_get_in"),
-    ("WRT-10", "a reader never sees half of a block that a writer hammers",
+    ("WRT-11", "a reader never sees half of a block that a writer hammers",
      "server", "a_hammering_writer_is_never_seen_half_done"),
 ))  # fmt: skip
 
