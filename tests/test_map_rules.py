@@ -21,7 +21,7 @@ from firmware import docgen
 from firmware.config import Site
 from firmware.model_json import exponent
 from firmware.models import string_units
-from firmware.models.draft import RESERVED_MODEL, Row
+from firmware.models.draft import Row
 from firmware.registers import BANK_FIRST, BASE, POINT, ROWS, VENDOR_MODEL, image
 
 SIZES = Site().modules_per_string, Site().cells_per_module
@@ -54,7 +54,11 @@ def models(rows: tuple[Row, ...] = ROWS) -> list[Model]:
     return found
 
 
-SUNSPEC = [m for m in (*models(), *models(tuple(EXCERPT))[1:]) if m.number not in (RESERVED_MODEL, VENDOR_MODEL)]
+SUNSPEC = [
+    m
+    for m in (*models(), *models(tuple(EXCERPT))[1:])
+    if m.number != VENDOR_MODEL and not all(row.reserve for row in m.rows[HEAD:])
+]
 WHOLE = [m for m in SUNSPEC if m.number not in (804, 805)]
 """Those whose table has every repetition: of the string units one module and one cell stand for all."""
 
@@ -256,7 +260,7 @@ POWER_W, DC_V, CURRENT_A, ENERGY_WH = 5e6, 1500.0, 5e6 / 900, 20e6
 """A rack of 5 MW and 1,500 V, down to 900 V, for four hours."""
 LARGEST = {
     "W": POWER_W, "V": DC_V, "A": CURRENT_A, "Wh": ENERGY_WH, "Ah": ENERGY_WH / DC_V, "%": 100.0, "Hz": 65.0,
-    "degC": 120.0, "C": 2.0, "us": 60_000.0, "s": 300.0,
+    "degC": 120.0, "C": 2.0, "us": 60_000.0, "ms": 60_000.0, "s": 300.0,
 }  # fmt: skip
 SMALLER = {
     "DvMv": 30.0, "CellVMax": 5.0, "CellVMin": 5.0, "CellVAvg": 5.0, "CellV": 5.0, "805.V": 64 * 5.0,

@@ -55,10 +55,6 @@ class Scan(NamedTuple):
     scans: float
     overruns: float
 
-    @property
-    def share(self) -> float:
-        return self.overruns / max(self.scans, 1)
-
 
 class Site:
     """A Modbus client of one address, byte by byte."""
@@ -227,8 +223,8 @@ def quiet(target: Target) -> Scan:
 
 
 def no_worse(seen: Scan, quiet: Scan) -> bool:
-    """Two scans in a thousand are noise of the machine."""
-    return seen.share <= quiet.share + 0.002
+    """No more overruns than in a quiet time of that length; three are noise of the machine."""
+    return seen.overruns <= quiet.overruns * max(1.0, seen.scans / quiet.scans) + 3
 
 
 def visits(port: int, number: int) -> int:

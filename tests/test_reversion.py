@@ -140,3 +140,13 @@ def test_a_set_point_and_its_timer_are_one_block(running: Appliance) -> None:
     assert a.get("WSetEna") == 1
     assert a.get("WSetAct") == 5_000
     a.site.write({"WSetEna": 0})
+
+
+def test_a_set_point_that_cannot_be_met_is_taken_and_what_is_done_is_shown_beside_it(running: Appliance) -> None:
+    a = running
+    a.site.write({"WSetEna": 1, "WSetMod": 1, "WSet": -5_000_000})
+    wait_until(lambda: a.get("WSetAct") == -5_000_000, 30, "the set-point is in force")
+    assert a.get("WSet") == -5_000_000
+    assert a.get("WAvailCha") < 5_000_000
+    assert a.get("WEff") == 0, "the contactors are open"
+    a.site.write({"WSetEna": 0})

@@ -467,6 +467,8 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("too many writes of one address", "06",
             ("authority::too_many_writes_a_second_are_refused_as_busy_and_reads_go_on",)),
     Refusal("unit that is not served", "0B", ("UNT-1", "UNT-2", "UNT-4")),
+    Refusal("a set-point that is allowed and cannot be met: it is taken, `WEff` says what is done", "none",
+            ("reversion::a_set_point_that_cannot_be_met_is_taken_and_what_is_done_is_shown_beside_it",)),
 )  # fmt: skip
 
 
