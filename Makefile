@@ -64,9 +64,11 @@ faults: $(STAMP)  ## injects every fault, measures against promises (ONLY=ID,.. 
 
 docs: $(STAMP)  ## writes the documents that are made from tables
 	@$(BIN)/python -m firmware.docgen
+	@$(BIN)/python -m tests.conformance
 
-check-docs: $(STAMP)  ## fails when a generated document differs from its table
+check-docs: $(STAMP)  ## fails when a generated document differs from its table, or names a test that is not there
 	@$(BIN)/python -m firmware.docgen --check
+	@$(BIN)/python -m tests.conformance --check
 
 bench: $(STAMP)  ## measures latencies and throughput against yardsticks; prints ratios (WRITE=1: also docs/performance.md)
 	@exec $(BIN)/python -m tests.bench $(if $(WRITE),--write)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from drivers.modbus.point import Point
+
 from . import words
 from .points import PointClient, PointError
 from .registers import POINT
@@ -68,10 +70,15 @@ def write(client: PointClient, values: Mapping[str, float]) -> None:
         raise Failed(f"refused at {where}: {words.why(int(seen['AckWhy']))}") from error
 
 
-def run(prog: str, args: argparse.Namespace, action: Callable[[PointClient], int]) -> int:
-    """Runs `action` on a connection; 1 and one line on stderr when it fails."""
+def run(
+    prog: str,
+    args: argparse.Namespace,
+    action: Callable[[PointClient], int],
+    points: Mapping[str, Point] = POINT,
+) -> int:
+    """Runs `action` on a connection that knows `points`; 1 and one line on stderr when it fails."""
     try:
-        with PointClient(args.host, args.port, POINT) as client:
+        with PointClient(args.host, args.port, points) as client:
             return action(client)
     except (PointError, Failed) as error:
         print(f"{prog}: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from statemachine.faults import FAULTS, REACTS, Severity
 from statemachine.states import State
 from statemachine.table import TABLE, TIMEOUTS_S
 
-from . import freeze_files, freeze_frame, label_sheet, registers
+from . import freeze_files, freeze_frame, label_sheet, model_json, registers, words
 from .config import FILES, Site, configuration_markdown, default_text
 from .models import string_units
 
@@ -68,7 +68,9 @@ def modbus_map_markdown() -> str:
     intro = (registers.__doc__ or "").partition("\n")[2].strip()
     rules = [
         "# Register map of the appliance\n",
-        f"{_GENERATED} `modbus-map.csv` is the same table for programs.\n",
+        f"{_GENERATED} `modbus-map.csv` is the same table for programs,",
+        f"`model_{registers.VENDOR_MODEL}.json` the vendor model for SunSpec clients: in their path of models",
+        "it makes the vendor points known by name.\n",
         "Modbus TCP, unit 1, PDU addresses, function codes 3, 4, 6, 16, 23 and 43/14; `value = raw * scale`.\n",
         intro + "\n",
         "A write is applied whole or refused whole, and reads back at once: exception 02 for a register that",
@@ -89,11 +91,53 @@ def modbus_map_markdown() -> str:
         "writes.\n",
     ]
     firsts = sorted(_MODELS)
-    text = "\n".join(rules)
+    text = "\n".join(rules) + _site_controller_markdown()
     for first, end in zip(firsts, [*firsts[1:], registers.END], strict=True):
         text += f"\n## {_MODELS[first]}, {first}\n\n"
         text += table(p for p in registers.POINTS if first <= p.address < end)
     return text + _string_units_markdown() + "\nThe bits of `FaultBits` are in [faults.md](faults.md).\n"
+
+
+_HOW_TO_TALK = """
+## How a site controller talks
+
+1. One connection, kept open. After 60 s without a request it is closed; connect again then.
+2. Read in blocks of up to 125 registers, the scale factors once: they never change.
+3. Write a command as one FC16, never register by register: a block is applied whole or refused whole. The mode is
+   the block from `CmdSeq`, {mode}; the power set-point is the {registers} registers from `{first}`, {at}, to `{last}`.
+4. Read what is done beside what was commanded: `WSet` keeps the command, `WEff` is what the PCS is asked for,
+   `LimReason` and `DisLimReason` name what is between them, `WAvailCha` and `WAvailDis` are what there is.
+5. Beat: another number into `CtrlHb` every second. Once that began, `HbTmo` without a new one brings what `LossPol`
+   says, by default 0 W with closed contactors. The beat also keeps the right to command.
+6. Give a set-point a time to live: `WSetRvrtTms`, in seconds, starts again with each write of its group; when it is
+   over, `WSetEnaRvrt` and `WSetRvrt` are in force. Write again before half of it is over. 0 is no timer.
+7. After an exception read `AckWhy` and `RefAddr` in one request, and act on them: the same write is refused again.
+
+| exception | says |
+|---|---|
+"""
+
+
+def _site_controller_markdown() -> str:
+    """How to talk to the appliance, and what a refusal says."""
+    group = [registers.POINT[name] for name in registers.WSET_GROUP]
+    text = _HOW_TO_TALK.format(
+        mode=registers.POINT["CmdSeq"].address, registers=sum(p.count for p in group), first=group[0].name,
+        at=group[0].address, last=group[-1].name,
+    )  # fmt: skip
+    says = {code: says for code, (says, _) in words.EXCEPTIONS.items()} | {4: "right, but not now or not from you"}
+    rows = [f"| {code:02X} | {says[code]} |" for code in sorted(says)]
+    rows += ["", "| AckWhy | name | exception | means; what to do |", "|---|---|---|---|"]
+    for why, means in words.WHY.items():
+        code = f"{words.exception(why):02X}" if why else ""
+        rows.append(f"| {why.value} | `{why.name}` | {code} | {means} |")
+    return text + "\n".join(
+        [
+            *rows,
+            "",
+            "A reason with 04 is also in `AckWhy` with `AckResult` 2 when the controller rejects, and in `Permit`.\n",
+        ]
+    )
 
 
 def string_points() -> list[Point]:
@@ -117,7 +161,8 @@ def _string_units_markdown() -> str:
         f"Addresses are those of {modules} modules a string and {cells} cells a module, the default in `site.conf`.",
         f"With M modules and C cells model 804 has {string_units.string_length(0)} + 16 M registers, each of the M",
         f"models 805 {string_units.module_length(0)} + 4 C, and a header of two before each. Sizes that are changed",
-        "count from the next start.\n",
+        "count from the next start. `ems-tool --tags` prints the CSV of the appliance that it is connected to, with",
+        "every string, module and cell by a name of its own: the table to import into a SCADA system.\n",
     ]
     groups = f"The points from `804.ModNCell` on repeat every 16 registers, {modules} times.\n\n"
     whole = (
@@ -308,6 +353,7 @@ def freeze_frame_markdown() -> str:
 DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
     ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *string_points()))),
     ("docs/modbus-map.md", modbus_map_markdown),
+    (f"docs/model_{registers.VENDOR_MODEL}.json", model_json.vendor_model),
     ("docs/bench-map.csv", partial(to_csv, BENCH_POINTS)),
     ("docs/bench-map.md", bench_map_markdown),
     ("docs/configuration.md", configuration_markdown),

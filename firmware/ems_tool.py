@@ -1,4 +1,4 @@
-"""`ems-tool --status | --verify-interlocks | --ack-faults | --board-check`: what a person at the rack needs."""
+"""`ems-tool --status | --verify-interlocks | --ack-faults | --tags | --board-check`: for a person at the rack."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from drivers.modbus.point import to_csv
 from statemachine.signals import GuardTrip, InterlockBit, Mode, StatusBit
 
 from . import board_check, cli, words
+from .models.string_units import excerpt
 from .points import PointClient
+from .registers import POINT
+from .tags import tags
 
 PROG = "ems-tool"
 _SETTLE_S = 0.5
 _ACK_S = 2.0
 _POLL_S = 0.05
+_CELLS = next(row.point for row in excerpt(1, 1) if row.point.name == "804.ModNCell")
+"""On the first string unit; its address is that of every rack."""
 
 
 class Check(NamedTuple):
@@ -139,6 +145,13 @@ def status(client: PointClient) -> int:
     return 0
 
 
+def print_tags(client: PointClient) -> int:
+    """The register map of this very appliance as CSV, every string, module and cell by name."""
+    seen = client.read("NStr", "string1.StrNMod") | client.read(_CELLS.name)
+    print(to_csv(tags(int(seen["NStr"]), int(seen["string1.StrNMod"]), int(seen[_CELLS.name]))), end="")
+    return 0
+
+
 def _guard_trip(number: float) -> str:
     return "unknown" if math.isnan(number) else words.name_of(GuardTrip, int(number))
 
@@ -150,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--status", status, "state, limits, faults"),
         ("--verify-interlocks", verify_interlocks, "each input and feedback, expected and seen"),
         ("--ack-faults", ack_faults, "acknowledge latched faults whose cause is gone"),
+        ("--tags", print_tags, "the register map as CSV with every string, module and cell of this appliance"),
     ):
         task.add_argument(option, dest="action", action="store_const", const=action, help=help_text)
     task.add_argument("--board-check", action="store_true", help="verify a board file against this machine")
@@ -157,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(cli.arguments(argv))
     if args.board_check:
         return board_check.run(PROG, args.board)
-    return cli.run(PROG, args, args.action)
+    return cli.run(PROG, args, args.action, {**POINT, _CELLS.name: _CELLS})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The appliance's Modbus server, `python -m firmware.server`: configuration in, registers out, one loop.
 
-SIGHUP reads the configuration and the certificates again.
+SIGHUP reads the configuration and the certificates again; the first certificates open the secure port.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -89,19 +91,42 @@ def listen(appliance: Appliance, host: str, port: int) -> StrictServer:
     )  # fmt: skip
 
 
-def _listen_everywhere(appliance: Appliance, site: Site, certificates: Certificates) -> StrictServer:
-    """Plain, and secure when there are certificates. Raises ValueError or OSError."""
-    host, port = _endpoint("EMS_MODBUS_PORT", site.modbus_port, site)
-    plain_host = host if site.modbus_plain else "127.0.0.1"
+class SecurePort:
+    """The TLS port. It opens as soon as there are certificates, at the start or at a later SIGHUP, and stays open.
+
+    Only SIGHUP makes it look: files come one by one, and a technician who is not ready yet is not listened to.
+    """
+
+    def __init__(self, server: StrictServer, certificates: Certificates) -> None:
+        self._server, self._certificates, self._open = server, certificates, False
+
+    def open(self, site: Site) -> None:
+        """Raises ValueError or OSError."""
+        if self._open or self._certificates.context is None:
+            return
+        host, port = _endpoint("EMS_MODBUS_TLS_PORT", site.tls_port, site)
+        with _named(host, port):
+            secure = self._server.listen(host, port, self._certificates.in_force)
+        self._open = True
+        print(f"modbus server: TLS on {host}:{secure}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _named(host: str, port: int) -> Iterator[None]:
+    """An OSError says which port it was."""
     try:
-        server = listen(appliance, plain_host, port)
-        print(f"modbus server: unit {UNIT} on {plain_host}:{server.port}", file=sys.stderr, flush=True)
-        if certificates.context is not None:
-            host, port = _endpoint("EMS_MODBUS_TLS_PORT", site.tls_port, site)
-            secure = server.listen(host, port, certificates.in_force)
-            print(f"modbus server: TLS on {host}:{secure}", file=sys.stderr, flush=True)
+        yield
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _listen_plain(appliance: Appliance, site: Site) -> StrictServer:
+    """Raises ValueError or OSError."""
+    host, port = _endpoint("EMS_MODBUS_PORT", site.modbus_port, site)
+    host = host if site.modbus_plain else "127.0.0.1"
+    with _named(host, port):
+        server = listen(appliance, host, port)
+    print(f"modbus server: unit {UNIT} on {host}:{server.port}", file=sys.stderr, flush=True)
     return server
 
 
@@ -118,10 +143,14 @@ def run(run_dir: Path, config_dir: Path) -> int:
     if site is None:
         site = _site(config_dir)
         appliance.configure(None, site, error=True)
-    certificates = Certificates(config_dir / "tls", lambda text: appliance.events.add(0, text=text))
+    certificates = Certificates(
+        config_dir / "tls", lambda text: appliance.events.add(0, text=text.replace(f"{config_dir}/", ""))
+    )
     appliance.tls_days = certificates.days_left
     try:
-        server = _listen_everywhere(appliance, site, certificates)
+        server = _listen_plain(appliance, site)
+        secure = SecurePort(server, certificates)
+        secure.open(site)
     except ValueError as error:
         return _complain(str(error))
     except OSError as error:
@@ -130,8 +159,9 @@ def run(run_dir: Path, config_dir: Path) -> int:
     while not asked.stop:
         if asked.reload:
             asked.reload = False
-            configuration.reload()
+            site = configuration.reload() or site
             certificates.reload()
+            _open_late(secure, site, appliance)
         now_s = monotonic()
         if now_s >= due_s:
             appliance.tick()
@@ -140,6 +170,15 @@ def run(run_dir: Path, config_dir: Path) -> int:
         server.step(max(0.0, due_s - now_s))
     server.close()
     return 0
+
+
+def _open_late(secure: SecurePort, site: Site, appliance: Appliance) -> None:
+    """After a SIGHUP: a port that cannot be opened is told and tried again at the next one; all else goes on."""
+    try:
+        secure.open(site)
+    except (ValueError, OSError) as error:
+        _complain(f"no TLS: {error}")
+        appliance.events.add(0, text=f"TLS {error}")
 
 
 class _Asked:

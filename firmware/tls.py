@@ -49,6 +49,6 @@ class Certificates:
             self._tell(f"TLS certificate ends in {left:.0f} days: put a new one into tls/ and send SIGHUP")
 
     def in_force(self) -> ssl.SSLContext:
-        """For a new connection; the secure port is open only when there is one."""
+        """For a new connection; the secure port opens when the first one is there."""
         assert self.context is not None
         return self.context

@@ -37,6 +37,23 @@ WHY: dict[Why, str] = {
 }
 assert set(WHY) == set(Why)
 
+EXCEPTIONS: dict[int, tuple[str, frozenset[Why]]] = {
+    1: ("a function that is not served, or that the role of the certificate may not use", frozenset()),
+    2: ("a register that cannot be written, or is not there", frozenset({
+        Why.NO_SUCH_REGISTER, Why.READ_ONLY, Why.HALF_POINT,
+    })),
+    3: ("a value or a length that is not allowed", frozenset({Why.OUT_OF_RANGE, Why.UNDEFINED_VALUE})),
+    6: ("busy: ask again, but slower", frozenset({Why.TOO_MANY_WRITES})),
+    11: ("a unit that is not served", frozenset()),
+}  # fmt: skip
+"""Modbus exception -> what it says, and the reasons that come with it; every other reason comes with 04."""
+
+
+def exception(why: Why) -> int:
+    """The Modbus exception of a write that is refused for this reason; 0 for none."""
+    return 0 if why is Why.NONE else next((code for code, (_, reasons) in EXCEPTIONS.items() if why in reasons), 4)
+
+
 LIMIT: dict[LimitReason, str] = {
     LimitReason.NONE: "nothing",
     LimitReason.COMMAND: "the command",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from firmware import docgen, label_sheet
+from firmware.words import WHY, exception
 from statemachine import leds
 from statemachine.faults import CLEARS, FAULTS, REACTS
+from statemachine.signals import Why
 from statemachine.states import State
 
 
@@ -126,3 +130,34 @@ def test_kill_shows_an_open_chain_before_a_reset_that_is_due() -> None:
         (False, True): leds.ON,
         (False, False): leds.ON,
     }
+
+
+def test_every_reason_of_a_refusal_is_listed_with_its_exception() -> None:
+    rows = rows_of(docgen.modbus_map_markdown(), "AckWhy")
+    assert [(row[0], row[1], row[3]) for row in rows] == [(str(w.value), f"`{w.name}`", WHY[w]) for w in Why]
+    listed = {row[1].strip("`"): row[2] for row in rows}
+    assert (listed["NONE"], listed["READ_ONLY"], listed["OUT_OF_RANGE"]) == ("", "02", "03")
+    assert (listed["NOT_IN_AUTHORITY"], listed["TOO_MANY_WRITES"]) == ("04", "06")
+    assert [row[0] for row in rows_of(docgen.modbus_map_markdown(), "exception")] == [
+        "01",
+        "02",
+        "03",
+        "04",
+        "06",
+        "0B",
+    ]
+
+
+def refusals(source: str) -> Iterator[tuple[int, Why]]:
+    """What `Refused(code, Why.X, ...)` says in a source text, where both are written out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refused":
+            match node.args:
+                case [ast.Constant(value=code), ast.Attribute(attr=name), *_]:
+                    yield int(str(code)), Why[name]
+
+
+def test_the_server_refuses_with_the_exceptions_that_are_listed() -> None:
+    found = [pair for path in (docgen.ROOT / "firmware").glob("*.py") for pair in refusals(path.read_text())]
+    assert {why for _, why in found} >= {Why.READ_ONLY, Why.OUT_OF_RANGE, Why.NOT_IN_AUTHORITY, Why.TOO_MANY_WRITES}
+    assert [(code, why.name) for code, why in found if exception(why) != code] == []

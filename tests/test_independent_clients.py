@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conformance.probe import CHECKS, judged
 from fake_appliance import FakeAppliance
 from waiting import wait_until
 
@@ -69,24 +71,66 @@ def test_mbpoll_reads_and_writes(appliance: FakeAppliance) -> None:
     assert any(line.split()[-1:] == ["45"] for line in said(*common, "-t", "4", "-r", str(WRITABLE), "127.0.0.1"))
 
 
+@contextlib.contextmanager
+def captured(port: int, capture: Path) -> Iterator[None]:
+    """What goes over `port` meanwhile, as a file for tshark."""
+    with subprocess.Popen(
+        ["tshark", "-q", "-i", "lo", "-f", f"tcp port {port}", "-w", str(capture)], stderr=subprocess.PIPE, text=True
+    ) as sniffer:
+        assert sniffer.stderr is not None
+        errors = sniffer.stderr
+        try:
+            wait_until(lambda: "File:" in errors.readline(), 15, "the capture has begun")
+            yield
+        finally:
+            sniffer.terminate()
+
+
+def until_it_grows(port: int, capture: Path) -> None:
+    """What was sent so far is in the file when something that was sent later is."""
+    size = capture.stat().st_size
+
+    def grown() -> bool:
+        said("mbpoll", "-m", "tcp", "-a", "1", "-0", "-1", "-q", "-p", str(port), "-t", "4", "-r", str(BASE), "-c",
+             "120", "127.0.0.1")  # fmt: skip
+        return capture.stat().st_size > size + 2000
+
+    wait_until(grown, 20, "packets in the capture", pause_s=0.2)
+
+
+def dissected(capture: Path, port: int, wanted: str, *fields: str) -> list[str]:
+    shown = ("-T", "fields", *(word for field in fields for word in ("-e", field))) if fields else ()
+    return said("tshark", "-r", str(capture), "-o", f"mbtcp.tcp.port:{port}", "-Y", wanted, *shown)
+
+
+MALFORMED = "(_ws.malformed || (_ws.expert.severity >= 0x600000 && mbtcp))"
+CAPTURES = pytest.mark.skipif(os.geteuid() != 0, reason="a capture needs root")
+
+
 @needs("tshark", "mbpoll")
-@pytest.mark.skipif(os.geteuid() != 0, reason="a capture needs root")
+@CAPTURES
 def test_an_independent_dissector_finds_nothing_malformed(appliance: FakeAppliance, tmp_path: Path) -> None:
     capture, port = tmp_path / "capture.pcap", appliance.port
-    sniffer = subprocess.Popen(
-        ["tshark", "-q", "-i", "lo", "-f", f"tcp port {port}", "-w", str(capture)], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert sniffer.stderr is not None
-        wait_until(lambda: "File:" in sniffer.stderr.readline(), 15, "the capture has begun")  # type: ignore[union-attr]
+    with captured(port, capture):
+        until_it_grows(port, capture)
         poll = ("mbpoll", "-m", "tcp", "-a", "1", "-0", "-1", "-q", "-p", str(port), "-t", "4")
-        wait_until(lambda: said(*poll, "-r", str(BASE), "-c", "120", "127.0.0.1") and capture.stat().st_size > 2000, 20,
-                   "packets in the capture", pause_s=0.2)  # fmt: skip
         said(*poll, "-r", str(WRITABLE), "127.0.0.1", "46")
         subprocess.run([*poll, "-r", "1", "127.0.0.1"], capture_output=True, check=False)  # exception 02
-    finally:
-        sniffer.terminate()
-        sniffer.wait(10)
-    decode = ("tshark", "-r", str(capture), "-o", f"mbtcp.tcp.port:{port}")
-    assert said(*decode, "-Y", "_ws.malformed || _ws.expert.severity >= 0x600000 && mbtcp") == []
-    assert len(said(*decode, "-Y", "mbtcp")) > 4
+    assert dissected(capture, port, MALFORMED) == []
+    assert len(dissected(capture, port, "mbtcp")) > 4
+
+
+@needs("tshark", "mbpoll")
+@CAPTURES
+def test_not_one_answer_to_the_raw_probe_is_malformed(appliance: FakeAppliance, tmp_path: Path) -> None:
+    """Its questions are, often: only what the server says is judged."""
+    capture, port = tmp_path / "capture.pcap", appliance.port
+    with captured(port, capture):
+        for check in CHECKS:
+            answer, right = judged(port, check)
+            assert answer == right, check.title
+        until_it_grows(port, capture)
+    answers = f"tcp.srcport == {port}"
+    assert dissected(capture, port, f"{answers} && {MALFORMED}") == []
+    seen = ",".join(dissected(capture, port, f"{answers} && !modbus.exception_code", "modbus.func_code")).split(",")
+    assert {3, 4, 6, 16, 23, 43} <= {int(code) for code in seen if code}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -26,6 +27,7 @@ from drivers.modbus.adu import frame
 from drivers.modbus.tls import TlsError, role, server_context
 from firmware import config, tls
 from firmware.authority import ROLES, RoleRights
+from firmware.image import EventReader
 from firmware.registers import POINT
 from firmware.server import MODEL_AT
 from firmware.tls import Certificates
@@ -250,21 +252,111 @@ def test_a_block_over_two_models_needs_the_right_to_both() -> None:
     assert not RoleRights("SuperAdministratorSunSpec", MODEL_AT).writes(1, 0, 1), "outside every model"
 
 
+class Process:
+    """The real server process with a configuration of its own; `says` waits for its next line."""
+
+    def __init__(self, directory: Path, tls_port: int = 0) -> None:
+        self.tls = directory / "config" / "tls"
+        environ = os.environ | {
+            "EMS_RUN_DIR": str(directory / "run"), "EMS_CONFIG_DIR": str(directory / "config"), "EMS_MODBUS_PORT": "0",
+            "EMS_MODBUS_TLS_PORT": str(tls_port), "EMS_STATE_DIR": str(directory / "state"),
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "firmware.server"], env=environ, stderr=subprocess.PIPE, text=True
+        )
+
+    def says(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline().rstrip()
+
+    def listens(self) -> tuple[str, int]:
+        """Host and port of the next line."""
+        host, _, port = self.says().split()[-1].rpartition(":")
+        return host, int(port)
+
+    def hang_up(self) -> None:
+        self.process.send_signal(signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def started(directory: Path, tls_port: int = 0) -> Iterator[Process]:
+    made = Process(directory, tls_port)
+    try:
+        yield made
+        made.process.terminate()
+        assert made.process.wait(5) == 0
+    finally:
+        made.process.kill()
+        made.process.wait()
+        assert made.process.stderr is not None
+        made.process.stderr.close()
+
+
+def reads(port: int) -> bool:
+    with handshaken(port, GRID, "tls1_3") as peer:
+        return ask(peer, READ)[0] == 3
+
+
 @pytest.mark.system
 def test_the_process_opens_the_secure_port_and_leaves_the_plain_one_to_the_unit(tmp_path: Path) -> None:
     config.prepare(tmp_path / "config", {"modbus_plain": False})
     installed(tmp_path / "config" / "tls")
-    environ = os.environ | {
-        "EMS_RUN_DIR": str(tmp_path / "run"), "EMS_CONFIG_DIR": str(tmp_path / "config"), "EMS_MODBUS_PORT": "0",
-        "EMS_MODBUS_TLS_PORT": "0", "EMS_STATE_DIR": str(tmp_path / "state"),
-    }  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-m", "firmware.server"], env=environ, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        plain, secure = (process.stderr.readline().split()[-1].rpartition(":") for _ in range(2))
+    with started(tmp_path) as server:
+        plain, secure = server.listens(), server.listens()
         assert (plain[0], secure[0]) == ("127.0.0.1", "0.0.0.0")
-        with handshaken(int(secure[2]), GRID, "tls1_3") as peer:
-            assert ask(peer, READ)[0] == 3
-        process.terminate()
-        assert process.wait(5) == 0
+        assert reads(secure[1])
+
+
+@pytest.mark.system
+def test_certificates_that_come_later_open_the_secure_port_without_a_restart(tmp_path: Path) -> None:
+    config.prepare(tmp_path / "config", {})
+    with started(tmp_path) as server:
+        plain = server.listens()[1]
+        with socket.create_connection(("127.0.0.1", plain), 2) as peer:
+            installed(server.tls)
+            server.hang_up()
+            secure = server.listens()[1]
+            assert reads(secure)
+            peer.sendall(frame(1, 1, READ))
+            assert peer.recv(300)[7] == 3, "a connection of before lives on"
+        server.hang_up()
+        assert reads(secure)
+        shutil.rmtree(server.tls)
+        server.hang_up()
+        assert reads(secure), "without the files the last certificates stay in force"
+
+
+@pytest.mark.system
+def test_a_secure_port_that_is_in_use_is_told_and_tried_again_at_the_next_hang_up(tmp_path: Path) -> None:
+    config.prepare(tmp_path / "config", {})
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        with started(tmp_path, port) as server:
+            plain = server.listens()[1]
+            installed(server.tls)
+            server.hang_up()
+            assert server.says().startswith(f"modbus server: no TLS: cannot listen on 0.0.0.0:{port}: Address already")
+            other.close()
+            server.hang_up()
+            assert server.listens() == ("0.0.0.0", port)
+            assert reads(port)
+            with socket.create_connection(("127.0.0.1", plain), 2) as peer:
+                peer.sendall(frame(1, 1, READ))
+                assert peer.recv(300)[7] == 3
+
+
+@pytest.mark.system
+def test_files_that_are_not_complete_open_nothing(tmp_path: Path) -> None:
+    config.prepare(tmp_path / "config", {})
+    with started(tmp_path) as server:
+        plain = server.listens()[1]
+        installed(server.tls)
+        (server.tls / "ca.crt").rename(server.tls / "later")
+        server.hang_up()
+        told = EventReader("server", tmp_path / "run")
+        wait_until(lambda: any("ca.crt is missing" in event.text for event in told.new()), 5, "the refusal is told")
+        (server.tls / "later").rename(server.tls / "ca.crt")
+        server.hang_up()
+        secure = server.listens()[1]
+        assert secure != plain
+        assert reads(secure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from drivers.modbus.adu import AduReader, frame
@@ -143,44 +143,79 @@ def _read_only(wire: Wire) -> object:
     return taken
 
 
-def writable() -> Iterator[Point]:
-    """Points that keep what is written and command nothing."""
-    for point in POINTS:
-        kept = point.access == "RW" and point.name not in ("CmdMode", "OpCtl", "SetOp", "CmdSeq", "AckFaults")
-        if kept and "Rst" not in point.name and "Reset" not in point.name:
-            yield point
+WRITABLE: tuple[Point, ...] = tuple(point for point in POINTS if point.access == "RW")
+"""What MOD-3 and EXC-1 walk over: a point that comes into the map is judged without a line here."""
 
 
-def _legal(point: Point) -> list[float]:
+def _legal(point: Point) -> list[int]:
+    """Raw: every value of an enumeration, else the ends of the range and three between."""
     if point.values is not None:
-        return [float(v) for v in point.values]
+        return [int(value) for value in point.values]
+    low, high = _ends(point)
+    return sorted({low + (high - low) * quarter // 4 for quarter in range(5)})
+
+
+def _illegal(point: Point) -> list[int]:
+    """Raw: "not implemented", and the neighbours of the range as far as the type has them."""
+    signed, bits = point.type in ("int16", "int32"), 16 * point.count
+    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    low, high = _ends(point)
+    inside = set() if point.values is None else set(range(low, high + 1)) - {int(v) for v in point.values}
+    outside = {raw for raw in (low - 1, high + 1, least, most) if least <= raw <= most and not low <= raw <= high}
+    return sorted({UNIMPLEMENTED[point.type]} | inside | outside)
+
+
+def _ends(point: Point) -> tuple[int, int]:
     assert point.low is not None and point.high is not None
-    return [point.low + share * (point.high - point.low) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    return round(point.low / point.scale), round(point.high / point.scale)
+
+
+def _bytes(point: Point, raw: int) -> bytes:
+    return (raw & (1 << 16 * point.count) - 1).to_bytes(2 * point.count)
+
+
+def _put(wire: Wire, point: Point, raw: int) -> bytes | str:
+    data = _bytes(point, raw)
+    return wire.ask(struct.pack(">BHHB", 16, point.address, point.count, len(data)) + data)
+
+
+def _got(wire: Wire, point: Point) -> bytes | str:
+    return wire.ask(struct.pack(">BHH", 3, point.address, point.count))[2:]
+
+
+def _why(wire: Wire) -> tuple[int, int]:
+    """AckWhy and RefAddr."""
+    answer = wire.ask(struct.pack(">BHH", 3, _at("AckWhy"), 2))
+    assert isinstance(answer, bytes)
+    why, address = struct.unpack(">HH", answer[2:])
+    return why, address
 
 
 def _read_back(wire: Wire) -> object:
-    differ = []
-    for point in writable():
-        for value in _legal(point):
-            data = point.encode(value)
-            wire.ask(struct.pack(">BHHB", 16, point.address, point.count, len(data)) + data)
-            answer = wire.ask(struct.pack(">BHH", 3, point.address, point.count))
-            same = answer[2:] == data
-            if not same and not ("Hb" in point.name and point.type == "uint32"):  # one counter behind three names
-                differ.append((point.name, value))
-    return differ
+    """What is taken reads back; what is not is a command that the state forbids, and at most one value of a point."""
+    wrong = []
+    for point in WRITABLE:
+        forbidden = 0
+        for raw in _legal(point):
+            before = _got(wire, point)
+            answer = _put(wire, point, raw)
+            right = _bytes(point, 0 if "reads 0" in point.doc else raw)
+            if answer == b"\x90\4" and _why(wire)[0]:
+                right, forbidden = bytes(before) if isinstance(before, bytes) else b"", forbidden + 1
+            if _got(wire, point) != right or forbidden > 1:
+                wrong.append((point.name, raw, _hex(answer)))
+    return wrong
 
 
 def _bad_values(wire: Wire) -> object:
-    """Sentinels, and values beyond the range: refused with 03, and the old value stays."""
     wrong = []
-    for point in writable():
-        before = wire.ask(struct.pack(">BHH", 3, point.address, point.count))
-        sentinel = (UNIMPLEMENTED[point.type] & (1 << 16 * point.count) - 1).to_bytes(2 * point.count)
-        answer = wire.ask(struct.pack(">BHHB", 16, point.address, point.count, len(sentinel)) + sentinel)
-        after = wire.ask(struct.pack(">BHH", 3, point.address, point.count))
-        if answer != b"\x90\3" or after != before:
-            wrong.append(point.name)
+    for point in WRITABLE:
+        before = _got(wire, point)
+        for raw in _illegal(point):
+            refused = _put(wire, point, raw) == b"\x90\3" and _got(wire, point) == before
+            why, address = _why(wire)
+            if not refused or why not in (Why.OUT_OF_RANGE, Why.UNDEFINED_VALUE) or address != point.address:
+                wrong.append((point.name, raw))
     return wrong
 
 
@@ -224,10 +259,30 @@ def _block_is_whole(wire: Wire) -> object:
     return _hex(answer), wire.ask(struct.pack(">BHH", 3, first, 11)) == before
 
 
-def _reason(wire: Wire) -> object:
-    wire.ask(_write(_at("802.SoC"), 1))
-    answer = wire.ask(struct.pack(">BHH", 3, _at("AckWhy"), 1))
-    return int.from_bytes(answer[2:]) if isinstance(answer, bytes) else answer
+def _unchanged(request: bytes) -> Callable[[Wire], object]:
+    """The answer to a write that touches a writable register, and whether that kept its value."""
+
+    def run(wire: Wire) -> object:
+        before = _got(wire, POINT["LossPol"])
+        return _hex(wire.ask(request)), _got(wire, POINT["LossPol"]) == before
+
+    return run
+
+
+def _reasons(wire: Wire) -> object:
+    found = []
+    for request in (_write(_at("802.SoC"), 1), _write(0, 1), _write(_at("WSet"), 0), _write(_at("LossPol"), 9),
+                    _write(_at("HbTmo"), 1)):  # fmt: skip
+        wire.ask(request)
+        found.append(_why(wire))
+    wire.ask(_write(_at("HbTmo"), 10))
+    return [*found, _why(wire)]
+
+
+_REASONS = [
+    (Why.READ_ONLY, _at("802.SoC")), (Why.NO_SUCH_REGISTER, 0), (Why.HALF_POINT, _at("WSet")),
+    (Why.UNDEFINED_VALUE, _at("LossPol")), (Why.OUT_OF_RANGE, _at("HbTmo")), (Why.NONE, 0),
+]  # fmt: skip
 
 
 def _lives_on(wire: Wire) -> object:
@@ -311,11 +366,27 @@ CHECKS: tuple[Check, ...] = (
     _asks("FIL-6", "FC20, file 0", "14 07 06 0000 0000 0001", "94 02"),
     _asks("FIL-7", "FC20, a file that is not there", "14 07 06 ffff 0000 0001", "94 02"),
     _stays("WRT-1", "a block with one bad register is refused whole", _block_is_whole, ("9003", True)),
-    _stays("WRT-2", "the reason of a refusal is in AckWhy", _reason, int(Why.READ_ONLY)),
+    _stays("WRT-2", "reason and register of a refusal are in AckWhy and RefAddr until a write is taken", _reasons,
+           _REASONS),
+    _stays("WRT-3", "a block that runs from a writable register into a read-only one is refused whole",
+           _unchanged(_write(_at("LossPol"), 1, *[0] * (_at("AckSeq") + 2 - _at("LossPol") - 1))), ("9002", True)),
+    _stays("WRT-4", "a block that ends with half of a 32-bit point is refused whole",
+           _unchanged(_write(_at("WSetMod"), 1, 0)), ("9002", True)),
+    _stays("WRT-5", "a block that begins with half of a 32-bit point is refused whole",
+           _unchanged(_write(_at("WSetRvrt") + 1, 0, 0)), ("9002", True)),
+    _stays("WRT-6", "FC23 with a value that is not allowed writes nothing",
+           _unchanged(struct.pack(">BHHHHBHH", 23, BASE, 1, _at("HbTmo"), 2, 4, 1, 1)), ("9703", True)),
+    _stays("WRT-7", "FC06 with a value that is not allowed",
+           _unchanged(struct.pack(">BHH", 6, _at("LossPol"), 9)), ("8603", True)),
+    _asks("WRT-8", "FC06 to half of a 32-bit point", struct.pack(">BHH", 6, _at("WSet"), 1), "86 02"),
+    _asks("WRT-9", "a write to a string unit", "10 9cc4 0001 02 0001", "90 02", unit=101),
+    _asks("WRT-10", "FC23 writes before it reads",
+          struct.pack(">BHHHHBH", 23, _at("HbTmo"), 1, _at("HbTmo"), 1, 2, 44), "17 02 002c"),
     _stays("SS-1", "the chain of models ends with FFFF, 0 at the end of the map", _models, True),
     _stays("MOD-3", "every writable point takes its least, greatest and middle values and reads back at once",
            _read_back, []),
-    _stays("EXC-1", "a sentinel is refused with 03 and the old value stays, at every writable point", _bad_values, []),
+    _stays("EXC-1", "a sentinel, an undefined value and the neighbours of the range are refused with 03, the old value "
+           "stays, AckWhy and RefAddr say so: at every writable point", _bad_values, []),
     _stays("EXC-2", "every read-only point refuses a write with 02", _read_only, []),
     _asks("EXC-3", "an illegal function: exception 01", "41 0000 0001", "c1 01"),
     _stays("MB-1", "FC06 and FC16 write the same register", _both_functions,
@@ -324,8 +395,22 @@ CHECKS: tuple[Check, ...] = (
     _stays("TCP-3", "a request split over two segments at any byte", _split, True),
 )  # fmt: skip
 
-ELSEWHERE: tuple[tuple[str, str, str, str], ...] = (
-    ("REV-1", "the reversion timer runs out after its time",
+
+class Elsewhere(NamedTuple):
+    """Shown by a test of `test_<file>.py`: procedures that take more than a question and an answer."""
+
+    id: str
+    title: str
+    file: str
+    name: str
+
+
+ELSEWHERE: tuple[Elsewhere, ...] = tuple(Elsewhere(*row) for row in (
+    ("REV-1", "every reversion timer of the map counts down and acts, on the running appliance",
+     "reversion", "a_timer_counts_down_and_reverts"),
+    ("REV-2", "rewriting extends it", "reversion", "rewriting_a_timer_extends_it"),
+    ("REV-3", "0 cancels it", "reversion", "zero_cancels_a_timer"),
+    ("REV-1", "to the millisecond of the scan",
      "boundaries_commands", "a_set_point_reverts_when_its_time_is_over"),
     ("REV-1", "the registers show the reversion", "server", "a_reversion_shows_in_the_registers_once"),
     ("REV-2", "each write of the group starts it again",
@@ -336,11 +421,55 @@ ELSEWHERE: tuple[tuple[str, str, str, str], ...] = (
      "modbus_server", "half_an_adu_and_an_idle_connection_are_closed_in_time_but_a_talking_one_is_not"),
     ("TCP-2", "a dribbling peer cannot stretch that",
      "modbus_server", "a_dribbling_peer_cannot_stretch_the_deadline"),
+    ("SS-2", "an independent SunSpec client scans unit 1", "registers", "a_sunspec_client_scans_the_map"),
+    ("SS-3", "and finds every cell on the string units",
+     "string_units", "an_independent_client_finds_all_1200_cells_as_they_were_published"),
+    ("SS-4", "and reads and writes the vendor points by name",
+     "model_json", "a_sunspec_client_reads_every_point_by_name_with_value_and_scale"),
     ("TLS", "roles and certificates of SunSpec's own test PKI",
      "tls", "each_role_reads_and_only_those_that_command_write"),
     ("TLS", "who has none does not get in", "tls", "who_has_no_certificate_of_ours_does_not_get_in"),
+    ("WRT-11", "a reader never sees half of a block that a writer hammers",
+     "server", "a_hammering_writer_is_never_seen_half_done"),
+))  # fmt: skip
+
+
+class Refusal(NamedTuple):
+    """One case of the refusal table; `shown` are ids of CHECKS or `<file>::<name>` of tests."""
+
+    case: str
+    answer: str
+    shown: tuple[str, ...]
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal("function code that is not served", "01", ("FC-1", "EXC-3")),
+    Refusal("role that may not, inside TLS", "01",
+            ("tls::each_role_reads_and_only_those_that_command_write",
+             "tls::without_a_role_everything_is_refused_with_01")),
+    Refusal("outside the map", "02", ("ADR-1", "ADR-3", "ADR-9")),
+    Refusal("read-only register", "02", ("EXC-2", "WRT-9")),
+    Refusal("a block with a gap, or over a read-only register", "02", ("WRT-3",)),
+    Refusal("half of a 32-bit point", "02", ("ADR-12", "WRT-4", "WRT-5", "WRT-8")),
+    Refusal("sentinel, undefined value, out of range", "03", ("EXC-1", "WRT-1", "WRT-6", "WRT-7")),
+    Refusal("a count or length that is not allowed", "03", ("CNT-1", "CNT-6", "CNT-9", "CNT-18")),
+    Refusal("a command that the state forbids", "04",
+            ("server::a_command_that_the_state_forbids_is_refused_with_the_reason",
+             "server::op_ctl_start_is_refused_with_a_latched_fault")),
+    Refusal("a command without a living controller", "04",
+            ("server::without_a_controller_nothing_but_off_is_taken_and_nothing_old_is_shown",)),
+    Refusal("a new command under a lost heartbeat", "04",
+            ("server::a_new_command_without_a_heartbeat_is_refused_until_it_beats_again",)),
+    Refusal("a command number that was void", "04",
+            ("server::a_command_that_is_not_followed_any_more_is_not_taken_again",)),
+    Refusal("a second site controller", "04",
+            ("authority::the_first_valid_writer_commands_and_a_second_one_is_refused_with_the_reason",)),
+    Refusal("too many writes of one address", "06",
+            ("authority::too_many_writes_a_second_are_refused_as_busy_and_reads_go_on",)),
+    Refusal("unit that is not served", "0B", ("UNT-1", "UNT-2", "UNT-4")),
+    Refusal("a set-point that is allowed and cannot be met: it is taken, `WEff` says what is done", "none",
+            ("reversion::a_set_point_that_cannot_be_met_is_taken_and_what_is_done_is_shown_beside_it",)),
 )  # fmt: skip
-"""Id, what, file and name of the test: procedures that take more than a question and an answer."""
 
 
 def judged(port: int, check: Check) -> tuple[object, object]:
