@@ -114,7 +114,8 @@ class ProfileArray(_Table):
         """Values of wire bytes; nan where the device says "not measured"."""
         raw = np.frombuffer(data, ">u2" if self.type == "uint16" else ">i2")
         values: NDArray[np.float64] = raw * self.scale + self.offset
-        values[np.isin(raw, [*self.sentinels, _CODES[self.type].sentinel or 0xFFFF])] = np.nan
+        for sentinel in (*self.sentinels, _CODES[self.type].sentinel or 0xFFFF):
+            values[raw == sentinel] = np.nan
         return values
 
     def decode_bits(self, data: bytes, cells: int) -> NDArray[np.bool_]:
@@ -241,7 +242,9 @@ class Profile(_Table):
     def _value(self, point: ProfilePoint, data: bytes, start: int) -> float:
         code = _CODES[point.type]
         at = 2 * (point.address - start)
-        raw: int = code.struct.unpack(self._ordered(point, data[at : at + code.struct.size]))[0]
+        if (point.word_order or self.word_order) == "low_first":
+            data, at = self._ordered(point, data[at : at + code.struct.size]), 0
+        raw: int = code.struct.unpack_from(data, at)[0]
         if raw == code.sentinel:
             return float("nan")
         return raw * point.sign * point.scale + point.offset

@@ -18,7 +18,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic_ns
 from typing import NamedTuple
@@ -30,6 +30,7 @@ _STAMPED = struct.Struct("=QQI")
 _LINE = 64  # bytes; counters and slots start on a cache line
 _SLOTS = 3
 _TRIES = 4
+_NEVER = (0,)
 
 
 class Snapshot(NamedTuple):
@@ -137,7 +138,7 @@ class SectionReader:
         self._offset, self._capacity = offsets[name], capacities[name]
         self._stride = _aligned(_SLOT.size + self._capacity)
         self._memory: mmap.mmap | None = None
-        self._counter: memoryview
+        self._counter: Sequence[int] = _NEVER
         self._last: Snapshot | None = None
         self.retries = 0
 
@@ -155,10 +156,15 @@ class SectionReader:
 
     @property
     def sequence(self) -> int:
-        """Publishes so far, without copying anything; 0 while there is none."""
-        if self._memory is None and not self._attach():
-            return 0
-        return self._counter[0]
+        """Publishes so far, without copying anything."""
+        return self.counter[0]
+
+    @property
+    def counter(self) -> Sequence[int]:
+        """Its only element counts the publishes, as they happen; it stays 0 while there is no file: ask again."""
+        if self._memory is None:
+            self._attach()
+        return self._counter
 
     def read(self) -> Snapshot | None:
         """The newest value, or the last good one when the writer is lapping us; None before the first."""

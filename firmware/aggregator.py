@@ -12,8 +12,7 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from math import nan
@@ -136,15 +135,9 @@ class Loss:
     def __init__(self) -> None:
         self.pct = 0.0
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Around one request; a LinkError inside counts as lost."""
-        lost = True
-        try:
-            yield
-            lost = False
-        finally:
-            self.pct += (100.0 * lost - self.pct) / LOSS_REQUESTS
+    def count(self, lost: bool) -> None:
+        """One request more."""
+        self.pct += (100.0 * lost - self.pct) / LOSS_REQUESTS
 
 
 class Patience:
@@ -250,20 +243,20 @@ class Poller(Thread, ABC):
             self.link.timeout_s = self._patience.wait_s
             asked_s = monotonic()
             try:
-                with self.loss.request():
-                    answer = request()
-                self._patience.answered(monotonic() - asked_s)
-                return answer
-            except (ExceptionAnswer, Disconnected):
-                raise
+                answer = request()
             except LinkError as error:
-                if monotonic() >= give_up_s:
+                self.loss.count(True)
+                if isinstance(error, (ExceptionAnswer, Disconnected)) or monotonic() >= give_up_s:
                     raise
                 self._count(error)
                 self.stop.wait(asked_s + self._patience.wait_s - monotonic())  # nor does a quick liar get more attempts
                 self._patience.lost()
                 self.link.connect()
                 self.tally.connects += 1
+            else:
+                self.loss.count(False)
+                self._patience.answered(monotonic() - asked_s)
+                return answer
 
     def run(self) -> None:
         while not self.stop.is_set():

@@ -202,7 +202,8 @@ class Appliance:
         self._image, self._bank_renewed = registers.image(), False
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
-        self._beat_ns, self._refreshed_ns = monotonic_ns(), 0
+        self._beat_ns, self._look_ns, self._version = monotonic_ns(), 0, 0
+        self._watched, self._scans, self._polls = (self._status.counter, self._strings.counter), 0, 0
         self.tls_days: Callable[[], float] = lambda: nan
         self._resumed = False
         self._counters = self._resume()
@@ -262,9 +263,15 @@ class Appliance:
         own = {0: b"ems-edge", 1: PRODUCT.encode(), 2: release, 4: b"EMS battery storage edge appliance", 5: b"EMS-1"}
         return own if unit == UNIT else self._strings.identity(unit, own)
 
-    def read(self, unit: int, address: int, count: int) -> bytes:
-        if self._status.changed or monotonic_ns() - self._refreshed_ns > FRESH_NS:
+    def version(self) -> int:
+        """Another number when a read may be answered otherwise than before."""
+        scans, polls = self._watched
+        if scans[0] != self._scans or polls[0] != self._polls or monotonic_ns() > self._look_ns:
             self._refresh()
+        return self._version
+
+    def read(self, unit: int, address: int, count: int) -> bytes:
+        self.version()
         if unit != UNIT:
             return self._strings.read(unit, address, count, self._sources.status)
         first, end = 2 * (address - BASE), 2 * (address - BASE + count)
@@ -325,6 +332,7 @@ class Appliance:
 
     def publish(self) -> None:
         """The command as it stands, to the controller."""
+        self._version += 1
         self._section.publish(COMMAND.pack(*self.command()))
 
     def command(self) -> Command:
@@ -371,8 +379,12 @@ class Appliance:
 
     def _refresh(self) -> None:
         """Encodes the sections that were published, or went stale, since the last time."""
-        now_ns = self._refreshed_ns = monotonic_ns()
+        now_ns = monotonic_ns()
+        self._look_ns = now_ns + FRESH_NS
+        self._version += 1
         self._bank_renewed = False
+        scans, polls = self._watched = self._status.counter, self._strings.counter
+        self._scans, self._polls = scans[0], polls[0]
         for name, view in self._views.items():
             value = view.refresh()
             if value is not None and view.age_ms(now_ns) > STALE_MS[name]:

@@ -99,20 +99,23 @@ class Controller:
         return Lines(kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, age_ms, *coils)
 
     def _inputs(self, now_ns: int) -> Inputs:
+        """The command is read last: what was written during the scan's other inputs is still in time."""
         found = self._config.read()
         if found is not None and found.sequence != self._config_sequence:
             self._config_sequence, self._settings = found.sequence, settings_from_json(found.payload)
+        lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
+        guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
         command = self._command.refresh()
         if self.stopping and command is not None:
             command = command._replace(mode=Mode.OFF)
         return Inputs(
-            self._lines(now_ns),
-            self._bms.refresh(), self._bms.age_ms(now_ns),
-            self._pcs.refresh(), self._pcs.age_ms(now_ns),
+            lines,
+            bms, self._bms.age_ms(now_ns),
+            pcs, self._pcs.age_ms(now_ns),
             command, self._command.age_ms(now_ns),
-            self._guard.refresh(), self._guard.age_ms(now_ns),
-            self._store.refresh(), self._store.age_ms(now_ns),
-            self._clock.refresh(), self._clock.age_ms(now_ns),
+            guard, self._guard.age_ms(now_ns),
+            saved, self._store.age_ms(now_ns),
+            clock, self._clock.age_ms(now_ns),
             self._settings, self.late_in_row, self._restarted,
         )  # fmt: skip
 

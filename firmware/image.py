@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic_ns, time_ns
 from typing import Generic, NamedTuple, TypeVar, get_type_hints
@@ -202,9 +202,9 @@ class View(Generic[T]):
         return self.value
 
     @property
-    def changed(self) -> bool:
-        """Whether something was published since the last `refresh`."""
-        return self._reader.sequence != self._sequence
+    def counter(self) -> Sequence[int]:
+        """Of publishes, in its only element."""
+        return self._reader.counter
 
     def age_ms(self, now_ns: int | None = None) -> float:
         """Since the publish of `value`; infinite before the first."""

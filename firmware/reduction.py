@@ -47,9 +47,12 @@ def extremes(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> Extremes:
     if not good:
         nan = float("nan")
         return Extremes(nan, nan, nan, 0, 0)
-    high_at, low_at = int(np.argmax(np.where(bad, -np.inf, values))), int(np.argmin(np.where(bad, np.inf, values)))
-    mean = float(np.sum(values, where=~bad)) / good
-    return Extremes(float(values[high_at]), float(values[low_at]), mean, high_at, low_at)
+    if good == values.size:
+        high_at, low_at, total = int(values.argmax()), int(values.argmin()), float(values.sum())
+    else:
+        high_at, low_at = int(np.argmax(np.where(bad, -np.inf, values))), int(np.argmin(np.where(bad, np.inf, values)))
+        total = float(np.sum(values, where=~bad))
+    return Extremes(float(values[high_at]), float(values[low_at]), total / good, high_at, low_at)
 
 
 def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, poll: int, loss_pct: float = 0.0) -> Bms:
@@ -114,7 +117,10 @@ class _Column:
 
     def __call__(self, name: str, missing: float = 0.0) -> list[float]:
         """nan first, so that min and max of a column with a nan are nan."""
-        return sorted((p.values.get(name, missing) for p in self._polls), key=lambda value: value == value)
+        values = [p.values.get(name, missing) for p in self._polls]
+        if (total := sum(values)) != total:
+            values.sort(key=lambda value: value == value)
+        return values
 
     def bits(self, name: str) -> int:
         found = 0

@@ -87,7 +87,7 @@ def listen(appliance: Appliance, host: str, port: int) -> StrictServer:
     """Raises OSError when the port is in use."""
     return StrictServer(
         appliance, host, port, admits=appliance.admits, preferred=appliance.commands,
-        rights=lambda role: RoleRights(role, MODEL_AT),
+        rights=lambda role: RoleRights(role, MODEL_AT), version=appliance.version,
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def run(run_dir: Path, config_dir: Path) -> int:
             appliance.tick()
             certificates.tick()
             due_s = max(due_s + TICK_S, now_s)
-        server.step(max(0.0, due_s - now_s))
+        server.serve(due_s)
     server.close()
     return 0
 

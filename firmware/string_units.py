@@ -8,7 +8,7 @@ written.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -172,6 +172,11 @@ class StringUnits:
     def identity(self, unit: int, own: Mapping[int, bytes]) -> Mapping[int, bytes]:
         """That of the appliance, with the string named."""
         return {**own, 4: own[4] + f", string {unit - FIRST_UNIT + 1}".encode()}
+
+    @property
+    def counter(self) -> Sequence[int]:
+        """Of polls, in its only element; the strings are what is published last."""
+        return self._strings.counter
 
     def read(self, unit: int, address: int, count: int, status: Status | None) -> bytes:
         """Raises ModbusError."""

@@ -6,11 +6,13 @@ import errno
 import select
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
 
 import gpiozero
 import pytest
+from fake_appliance import zeros
 from fake_kernel import ACTIVE_LOW, FALLING, INPUT, OUTPUT, RISING, FakeChip, FakeKernel, FakeLine, kernel
 
 from drivers import gpiochip
@@ -19,6 +21,7 @@ from drivers.board_file import BoardFile, LineSpec, load
 from drivers.pins import LineFactory
 from firmware import controller, image
 from firmware.guard import Guard
+from statemachine.signals import Command
 
 __all__ = ["kernel"]
 PULL_UP = 0x100
@@ -339,3 +342,21 @@ def test_the_controller_scans_a_real_board_and_does_not_call_it_a_bench(
     assert status is not None
     assert status.interlocks & 0xFF == 0b1000_0010
     assert [rig.output(name).level for name in ("coil_neg", "coil_pos", "coil_pre")] == [0, 0, 0]
+
+
+def test_a_command_that_arrives_while_the_scan_reads_its_lines_is_answered_in_this_scan(
+    opened: Callable[[str], Board], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr(controller, "CONFIGURATION_WAIT_NS", 0)
+    command, board = image.writer("server")["command"], opened("controller")
+    status = image.View(image.STATUS, "controller", "status")
+
+    def written_meanwhile() -> tuple[tuple[float, ...], int]:
+        command.publish(image.COMMAND.pack(*zeros(Command, seq=7)))
+        return board.loops()
+
+    controller.Controller(replace(board, loops=written_meanwhile)).scan(1)
+    seen = status.refresh()
+    assert seen is not None
+    assert seen.ack_seq == 7

@@ -395,6 +395,12 @@ def test_values_come_from_the_process_image(appliance: FakeAppliance, site: Clie
     assert site.read("DvMv") != site.read("DvMv"), "nan"
 
 
+def test_a_new_scan_is_seen_by_the_next_read(appliance: FakeAppliance, site: Client) -> None:
+    for scan in range(1, 50):
+        appliance.show(scan=scan)
+        assert [site.read("ScanCount") for _ in range(3)] == 3 * [scan]
+
+
 def test_a_restarted_server_goes_on_with_the_command_as_it_was(tmp_path: Path) -> None:
     with FakeAppliance(tmp_path) as appliance:
         site = Client(appliance.port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import isnan, nan
 from pathlib import Path
 from time import monotonic_ns
@@ -151,6 +152,14 @@ def show(appliance: FakeAppliance, made: Rack) -> None:
     appliance.call(change)
 
 
+def publish(appliance: FakeAppliance, made: Rack) -> None:
+    """The aggregator alone, between two scans."""
+    appliance.cells, appliance.strings = made.sections
+    file = appliance._files["aggregator"]
+    file["cells"].publish(appliance.cells)
+    file["strings"].publish(appliance.strings)
+
+
 def test_an_independent_client_finds_all_1200_cells_as_they_were_published(appliance: FakeAppliance) -> None:
     made, found = any_rack(), 0
     show(appliance, made)
@@ -168,6 +177,18 @@ def test_an_independent_client_finds_all_1200_cells_as_they_were_published(appli
             assert [cell.CellSt.value for cell in cells] == balancing.tolist()
             found += len(cells)
     assert found == 1200
+
+
+def test_a_new_poll_is_seen_by_the_next_read(appliance: FakeAppliance) -> None:
+    address = tables.module_first(DEFAULT.modules, DEFAULT.cells) + 2 + tables.module_length(cells=0)
+    client = Client(appliance.port)
+    for cell_v in (3.1, 3.2, 3.3, 3.4):
+        made = any_rack()
+        made.volts[:] = cell_v
+        appliance.call(partial(publish, appliance, made))
+        for _ in range(3):
+            assert client.raw.read_holding_registers(address, count=1, device_id=FIRST).registers == [1000 * cell_v]
+    client.close()
 
 
 def test_an_independent_client_finds_the_bank_behind_the_vendor_model(appliance: FakeAppliance) -> None:

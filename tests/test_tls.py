@@ -127,12 +127,18 @@ def test_who_has_no_certificate_of_ours_does_not_get_in(secure: Secure, version:
     wait_until(lambda: secure.appliance.server.counters.handshakes_failed == failed + 1, 2, "counted")
 
 
-def test_plain_modbus_on_the_secure_port_is_closed_and_the_plain_port_goes_on(secure: Secure) -> None:
+@pytest.mark.parametrize("requests", [1, 3])
+def test_plain_modbus_on_the_secure_port_is_closed_and_the_plain_port_goes_on(secure: Secure, requests: int) -> None:
+    with secure.peer(GRID) as inside:
+        assert ask(inside, READ)[0] == 3, "an answer is known that must not be given outside TLS"
     with socket.create_connection(("127.0.0.1", secure.port), 2) as peer:
-        peer.sendall(frame(1, 1, READ) * 3)
+        peer.settimeout(2)
+        peer.sendall(frame(1, 1, READ) * requests)
+        said = b""
         with contextlib.suppress(ConnectionError):
-            while peer.recv(300):
-                pass
+            while more := peer.recv(300):
+                said += more
+        assert said[:1] in (b"", b"\x15"), "nothing, or an alert of TLS"
     with socket.create_connection(("127.0.0.1", secure.appliance.port), 2) as peer:
         peer.sendall(frame(1, 1, READ))
         assert peer.recv(300)[7] == 3

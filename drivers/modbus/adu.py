@@ -30,6 +30,14 @@ def frame(transaction: int, unit: int, pdu: bytes) -> bytes:
     return _HEADER.pack(transaction, 0, 1 + len(pdu), unit) + pdu
 
 
+def whole(data: bytes) -> Adu | None:
+    """The ADU that `data` is. None when it is less, more, or none at all: an AduReader tells."""
+    if len(data) < 8:
+        return None
+    transaction, protocol, length, unit = _HEADER.unpack_from(data)
+    return (transaction, unit, data[7:]) if not protocol and length == len(data) - 6 <= MAX_LENGTH else None
+
+
 class AduReader:
     """Cuts a byte stream into ADUs. `pending` tells that part of one is held."""
 

@@ -11,11 +11,12 @@ import contextlib
 import struct
 from time import monotonic, sleep
 
-from .adu import AduReader, FramingError, frame
+from .adu import AduReader, FramingError, frame, whole
 from .rtu import TURNAROUND_S, CrcError, RtuFraming
 from .wire import SerialWire, TcpWire
 
 _MAX_IDENTITY_PARTS = 8
+_READ = struct.Struct(">BHH")
 
 
 class LinkError(Exception):
@@ -64,17 +65,21 @@ class TcpFraming:
     def ask(self, unit: int, pdu: bytes) -> bytes:
         """The frame of a request."""
         self._transaction = self._transaction % 0xFFFF + 1
-        self._reader = AduReader()
+        if self._reader.pending:
+            self._reader = AduReader()
         return frame(self._transaction, unit, pdu)
 
     def feed(self, chunk: bytes) -> tuple[int, bytes] | None:
         """Unit and PDU when the answer is complete. Raises FramingError."""
-        adus = list(self._reader.feed(chunk))
-        if len(adus) > 1 or (adus and self._reader.pending):
-            raise FramingError("more than one answer")
-        if not adus:
-            return None
-        transaction, unit, pdu = adus[0]
+        adu = None if self._reader.pending else whole(chunk)
+        if adu is None:
+            adus = list(self._reader.feed(chunk))
+            if len(adus) > 1 or (adus and self._reader.pending):
+                raise FramingError("more than one answer")
+            if not adus:
+                return None
+            adu = adus[0]
+        transaction, unit, pdu = adu
         if transaction != self._transaction:
             raise FramingError(f"transaction {transaction} instead of {self._transaction}")
         return unit, pdu
@@ -109,6 +114,7 @@ class Link:
         serial = host.startswith("/")
         self.peer = f"{name} {host if serial else f'{host}:{port}'}".lstrip()
         self._framing = framing or TcpFraming()
+        self._rtu = isinstance(self._framing, RtuFraming)
         self._wire = SerialWire(host, baud, parity) if serial else TcpWire(host, port, connect_timeout_s)
         self._connected = False
         self._last_read, self._asked = (1, 0, 3), 0  # unit, address and function; registers last asked for
@@ -119,7 +125,7 @@ class Link:
         self.close()
         try:
             self._wire.open()
-            if isinstance(self._framing, RtuFraming):
+            if self._rtu:
                 sleep(TURNAROUND_S)  # what comes now belongs to a request before
                 self._wire.drain()
         except OSError as error:
@@ -136,7 +142,7 @@ class Link:
         """`count` registers (1..125), big-endian."""
         self._get_in_step()
         self._last_read, self._asked = (unit, address, function), count
-        data = self._transact(unit, struct.pack(">BHH", function, address, count))
+        data = self._transact(unit, _READ.pack(function, address, count))
         if len(data) != 1 + 2 * count or data[0] != 2 * count:
             raise self._closing(WrongLength, f"unit {unit} answered {len(data) - 1} bytes, not {2 * count}")
         return data[1:]
@@ -184,7 +190,7 @@ class Link:
         unit, address, function = self._last_read
         self._asked = 2 if self._asked == 1 else 1
         with contextlib.suppress(ExceptionAnswer):
-            data = self._transact(unit, struct.pack(">BHH", function, address, self._asked))
+            data = self._transact(unit, _READ.pack(function, address, self._asked))
             if len(data) != 1 + 2 * self._asked:
                 raise self._closing(Garbage, f"unit {unit} answered the request before")
         self._in_step = True
@@ -204,9 +210,9 @@ class Link:
             raise Disconnected(f"{self.peer} is not connected")
         deadline = monotonic() + self.timeout_s
         try:
-            if isinstance(self._framing, RtuFraming) and (stale := self._wire.drain()):
+            if self._rtu and (stale := self._wire.drain()):
                 raise FramingError(f"{len(stale)} bytes that nobody asked for")
-            self._wire.send(self._framing.ask(unit, request), self.timeout_s)
+            self._wire.send(self._framing.ask(unit, request))
             return self._receive(deadline)
         except TimeoutError as error:
             self._give_up()
@@ -231,7 +237,7 @@ class Link:
 
     def _give_up(self) -> None:
         self.close()
-        self._in_step = not isinstance(self._framing, RtuFraming)
+        self._in_step = not self._rtu
 
     def _closing(self, kind: type[LinkError], what: str) -> LinkError:
         self._give_up()

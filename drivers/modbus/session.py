@@ -89,8 +89,17 @@ class Counters:
 class Session:
     """One connection's protocol: request bytes in, answer bytes out."""
 
-    def __init__(self, device: Device, peer: str, counters: Counters, failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        peer: str,
+        counters: Counters,
+        failed: Callable[[Exception], None],
+        known: dict[bytes, bytes] | None = None,
+    ) -> None:
+        """`known` collects good answers to lone reads, both without their transactions; a write empties it."""
         self._device, self._peer, self._counters, self._failed = device, peer, counters, failed
+        self._known = known
         self._reader = AduReader()
         self.rights = ALL_RIGHTS
         self.pending = False  # part of a request is held
@@ -104,7 +113,10 @@ class Session:
         if len(data) == _READ_BYTES and not self.pending:  # one read and nothing else: nearly all are
             transaction, protocol, length, unit, function, address, count = _READ_REQUEST.unpack(data)
             if not protocol and length == 6 and function in (3, 4):
-                return self._read(transaction, unit, function, address, count), True
+                answer = self._read(transaction, unit, function, address, count)
+                if self._known is not None and answer[7] == function:
+                    self._known[data[2:]] = answer[2:]
+                return answer, True
         answers: list[bytes] = []
         try:
             for transaction, unit, pdu in self._reader.feed(data):
@@ -162,6 +174,8 @@ class Session:
             raise ModbusError(ILLEGAL_FUNCTION)
         if address + len(data) // 2 > 0x10000:
             raise ModbusError(ILLEGAL_ADDRESS)
+        if self._known is not None:
+            self._known.clear()
         self._device.write(unit, address, data, self._peer)
 
     def _write_one(self, unit: int, pdu: bytes) -> bytes:

@@ -7,7 +7,7 @@ import select
 import socket
 from typing import Any
 
-_CHUNK = 1024
+_CHUNK = 479  # more than any answer
 
 
 class TcpWire:
@@ -16,34 +16,35 @@ class TcpWire:
     def __init__(self, host: str, port: int, connect_timeout_s: float) -> None:
         self._address, self._connect_timeout_s = (host, port), connect_timeout_s
         self._socket: socket.socket | None = None
+        self._fd, self._poll = -1, select.poll()
 
     def open(self) -> None:
         self._socket = socket.create_connection(self._address, self._connect_timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setblocking(False)
+        self._fd, self._poll = self._socket.fileno(), select.poll()
+        self._poll.register(self._fd, select.POLLIN)
 
     def close(self) -> None:
         if (closing := self._socket) is not None:
-            self._socket = None
+            self._socket, self._fd = None, -1
             closing.close()
 
-    def send(self, data: bytes, timeout_s: float) -> None:
-        """All of it."""
-        assert self._socket is not None
-        self._socket.settimeout(timeout_s)
-        self._socket.sendall(data)
+    def send(self, data: bytes) -> None:
+        """All of it: nothing else is under way, so the kernel has room."""
+        if os.write(self._fd, data) != len(data):
+            raise OSError("the connection does not take a whole request")
 
     def receive(self, timeout_s: float) -> bytes:
         """Some bytes, b"" when the peer ended."""
-        assert self._socket is not None
-        self._socket.settimeout(timeout_s)
-        return self._socket.recv(_CHUNK)
+        if not self._poll.poll(1000.0 * timeout_s):
+            raise TimeoutError
+        return os.read(self._fd, _CHUNK)
 
     def drain(self) -> bytes:
         """What is there already, without waiting."""
-        assert self._socket is not None
-        self._socket.setblocking(False)
         try:
-            return self._socket.recv(_CHUNK)
+            return os.read(self._fd, _CHUNK)
         except BlockingIOError:
             return b""
 
@@ -69,7 +70,7 @@ class SerialWire:
             self._line = None
             closing.close()
 
-    def send(self, data: bytes, timeout_s: float) -> None:
+    def send(self, data: bytes) -> None:
         """All of it, into the driver's buffer."""
         if os.write(self._line.fd, data) != len(data):
             raise OSError("the line does not take a whole request")

@@ -9,38 +9,48 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from appliance import Appliance, free_ports
+from sunspec2.modbus.client import SunSpecModbusClientDeviceTCP
 from waiting import wait_until
 
 from drivers.bench.plant import ALIVE_NS, OPEN_NS
 from drivers.modbus.client import Link
 from drivers.modbus.server import StrictServer
-from drivers.profile import load
+from drivers.profile import load as load_profile
+from drivers.ring import RingReader
 from firmware import image
 from firmware.config import Site
 from firmware.controller import PRIORITY
+from firmware.freeze_frame import FRAME, RING_FILE, RING_SLOTS
 from firmware.guard import PRIORITY as GUARD_PRIORITY
 from firmware.guard import TICK_NS
+from firmware.models.string_units import FIRST_UNIT
 from firmware.registers import BASE, END, POINT
 from statemachine.signals import InterlockBit, LimitReason, Mode, Why
 from statemachine.states import CHARGING, State
 
-from .yardsticks import Burst, Cyclictest, Missing, Spread, burst, modbus_server, polls, spread
+from .yardsticks import Burst, Cyclictest, Latencies, Missing, Spread, burst, load, modbus_server, polls, spread
 
 LIMIT: int = signature(StrictServer).parameters["max_connections"].default
 """Connections that the appliance takes."""
 CLIENTS = (1, 8, min(32, LIMIT))
 REGISTERS = 125
+_READ = (BASE + 400, REGISTERS)
+YARDSTICKS = ("libmodbus", "pymodbus", "pyModbusTCP")
 BURST_PAUSE_S = 0.45
 """After a burst at real-time priority: the rest of the machine, starved meanwhile, catches up."""
 _STEP_C = 0.001
+_ANSWER_P50_US, _ANSWER_P99_US = 5900, 10_500
+_POLL_RATIO = 1.5
 _SITE = Site()
+_UNITS = range(FIRST_UNIT, FIRST_UNIT + _SITE.strings)
 
 
 class Plan(NamedTuple):
@@ -69,18 +79,24 @@ class Row(NamedTuple):
     against: str
     theirs: str
     ratio: str
+    asked: str = ""  # and whether it was met
+
+
+def asked(what: str, met: bool) -> str:
+    return f"{what}: {'met' if met else '**not met**'}"
 
 
 def _us(s: Spread) -> str:
     return f"p50 {s.p50:.0f}, p99 {s.p99:.0f} us"
 
 
-def compared(what: str, ours: Spread, against: str, theirs: Spread | None, skipped: str = "") -> Row:
+def compared(what: str, ours: Spread, against: str, theirs: Spread | None, skipped: str = "", asked: str = "") -> Row:
     """A row of two spreads; without `theirs` it says why."""
     counted = f"{_us(ours)} (n = {ours.n})"
     if theirs is None:
-        return Row(what, counted, against, f"skipped: {skipped}", "")
-    return Row(what, counted, against, _us(theirs), f"x{ours.p50 / theirs.p50:.2f}, x{ours.p99 / theirs.p99:.2f}")
+        return Row(what, counted, against, f"skipped: {skipped}", "", asked)
+    ratio = f"x{ours.p50 / theirs.p50:.2f}, x{ours.p99 / theirs.p99:.2f}"
+    return Row(what, counted, against, _us(theirs), ratio, asked)
 
 
 def charging(a: Appliance, plan: Plan) -> Iterator[Row]:
@@ -132,19 +148,66 @@ def _scan_rows(first: dict[str, int], last: dict[str, int], yardstick: Cyclictes
         return
     times = f"x{longest / max(1, seen.longest):.2f}"
     yield Row("longest scan wake latency", f"{longest} us", yardstick.name, f"{seen.longest} us", times)
-    late = f"{seen.late} of {seen.spread.n}"
+    yield _missed("missed deadlines", missed, scans, yardstick, seen)
+
+
+def _missed(what: str, missed: int, scans: int, yardstick: Cyclictest, seen: Latencies) -> Row:
     above = f"{yardstick.name}, latencies above the period"
-    yield Row("missed deadlines", ours, above, late, f"{missed} against {seen.late}")
+    ratio, met = f"{missed} against {seen.late}", missed <= seen.late
+    late = f"{seen.late} of {seen.spread.n}"
+    return Row(what, f"{missed} of {scans}", above, late, ratio, asked("not more than cyclictest", met))
 
 
 def writes(a: Appliance, plan: Plan) -> Iterator[Row]:
     """While it charges steadily: a register written until its effect is read over Modbus, at random phases."""
     steady = LimitReason.COMMAND
     wait_until(lambda: a.get("LimReason") == steady, 60, lambda: f"the commanded rate is reached; {_condition(a)}")
-    first, period_us = int(a.get("CmdSeq")), a.get("ScanPeriodUs")
-    with _connected(a.ports.EMS_MODBUS_PORT) as site, _connected(a.ports.EMS_PCS_PORT) as pcs:
+    yield from _reactions(a, plan.trials, "")
+
+
+def writes_under_load(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """The same while all other connections ask for registers in a closed loop; and what that does to the scan."""
+    first, period_us = _scans(a), int(a.get("ScanPeriodUs"))
+    frames = _frames(a)
+    loaded = f", {LIMIT} clients load the server"
+    with Cyclictest(PRIORITY + 1, period_us, _core(a)) as yardstick:
+        try:
+            yield from _reactions(a, plan.trials // 2, loaded)
+        except Missing as missing:
+            yield Row("write to output under load", "", "load generator", f"skipped: {missing}", "")
+            return
+        last = _scans(a)
+    scans, missed = (last[name] - first[name] for name in ("ScanCount", "ScanOverruns"))
+    seen, wake = yardstick.seen, _wakes(frames, period_us)
+    what = f"scan wake latency above the shortest{loaded}"
+    yield compared(what, wake, yardstick.name, seen and seen.spread, yardstick.missing)
+    if seen is not None:
+        yield _missed(f"missed deadlines{loaded}", missed, scans, yardstick, seen)
+
+
+def _frames(a: Appliance) -> RingReader:
+    """The controller's scans from now on, the last ten seconds at most."""
+    ring = RingReader(_run_directory(a) / RING_FILE, RING_SLOTS, FRAME.size)
+    list(ring.new())
+    return ring
+
+
+def _wakes(ring: RingReader, period_us: int) -> Spread:
+    """How much later than the earliest the scans woke, all deadlines being whole periods apart."""
+    frames = [FRAME.unpack(data) for _, data in ring.new()]
+    woke_us = [before.monotonic_ns / 1e3 - after.exec_us for before, after in pairwise(frames)]
+    middle = statistics.median(us % period_us for us in woke_us)
+    around = [(us - middle + period_us / 2) % period_us for us in woke_us]
+    return spread([us - min(around) for us in around])
+
+
+def _reactions(a: Appliance, trials: int, loaded: str) -> Iterator[Row]:
+    first, period_us, rate_c = int(a.get("CmdSeq")), a.get("ScanPeriodUs"), a.get("CmdRamp")
+    a.site.close()  # every connection counts
+    background = load(a.ports.EMS_MODBUS_PORT, *_READ, LIMIT - 1) if loaded else nullcontext()
+    with background, _connected(a.ports.EMS_MODBUS_PORT) as site, _connected(a.ports.EMS_PCS_PORT) as pcs:
         write = partial(site.write, 1)
-        profile = load(_SITE.pcs_profile)
+        profile = load_profile(_SITE.pcs_profile)
         echo = partial(site.read, 1, POINT["AckSeq"].address, 2)
         setpoint = partial(pcs.read, profile.first_unit, profile.points["setpoint_a"].address, 1)
 
@@ -153,7 +216,7 @@ def writes(a: Appliance, plan: Plan) -> Iterator[Row]:
             return reaction(lambda: write(POINT["CmdSeq"].address, wanted), lambda: echo() == wanted)
 
         def lower(trial: int) -> float:
-            rate, before = POINT["CmdRamp"].encode(plan.rate_c - trial * _STEP_C), setpoint()
+            rate, before = POINT["CmdRamp"].encode(rate_c - trial * _STEP_C), setpoint()
             return reaction(lambda: write(POINT["CmdRamp"].address, rate), lambda: setpoint() != before)
 
         for what, trial, read in (
@@ -161,9 +224,16 @@ def writes(a: Appliance, plan: Plan) -> Iterator[Row]:
             ("CmdRamp written to set-point read at the PCS", lower, setpoint),
         ):
             trip_us = statistics.median([_duration_us(read) for _ in range(100)])
-            measured = spread([_at_random_phase(trial, n, period_us) for n in range(1, plan.trials + 1)])
+            measured = spread([_at_random_phase(trial, n, period_us) for n in range(1, trials + 1)])
             expected = Spread(period_us / 2 + trip_us, period_us + trip_us, 0)
-            yield compared(what, measured, f"half and whole scan period + round trip of {trip_us:.0f} us", expected)
+            against = f"half and whole scan period + round trip of {trip_us:.0f} us"
+            if trial is command:
+                met = measured.p50 <= _ANSWER_P50_US and measured.p99 <= _ANSWER_P99_US
+                wanted = asked(f"p50 <= {_ANSWER_P50_US}, p99 <= {_ANSWER_P99_US} us", met)
+            else:
+                met = measured.p99 <= 2 * period_us + trip_us
+                wanted = asked(f"p99 <= 2 scan periods + one PCS request = {2 * period_us + trip_us:.0f} us", met)
+            yield compared(what + loaded, measured, against, expected, asked=wanted)
 
 
 @contextmanager
@@ -306,14 +376,16 @@ def bms_poll(a: Appliance, plan: Plan) -> Iterator[Row]:
         theirs = pool.submit(_polls_between, a.ports.EMS_BMS_PORT, directory, plan.rounds)
         ours = spread(_own_polls(directory, theirs, _SITE.bms_poll_ms / 1000 * plan.rounds))
         try:
-            yield compared(what, ours, against, spread(theirs.result()))
+            bare = spread(theirs.result())
+            wanted = asked(f"<= {_POLL_RATIO}", ours.p50 <= _POLL_RATIO * bare.p50)
+            yield compared(what, ours, against, bare, asked=wanted)
         except Missing as missing:
             yield compared(what, ours, against, None, str(missing))
 
 
 def _requests() -> list[tuple[int, int, int]]:
     """What the aggregator reads in one poll."""
-    profile = load(_SITE.bms_profile)
+    profile = load_profile(_SITE.bms_profile)
     cells = _SITE.modules_per_string * _SITE.cells_per_module
     units = [profile.unit(string) for string in range(_SITE.strings)]
     summary = profile.blocks(name for name, point in profile.points.items() if point.access == "R")
@@ -344,24 +416,62 @@ def _own_polls(directory: Path, others: Future[list[float]], at_least_s: float) 
     return samples
 
 
-def throughput(a: Appliance, plan: Plan) -> Iterator[Row]:
-    """Requests a second in a closed loop, in bursts that alternate between the two servers."""
-    a.site.close()
-    pid, own_port, port = a.pid("server"), a.ports.EMS_MODBUS_PORT, free_ports().EMS_MODBUS_PORT
-    against = f"libmodbus server, same load, medians of {plan.repeats}"
-    cores = _apart(_core(a))
+def cells_by_sunspec(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """Every cell by an independent SunSpec client, which has scanned before, and the bare requests beside it."""
+    devices = [
+        SunSpecModbusClientDeviceTCP(unit, ipaddr="127.0.0.1", ipport=a.ports.EMS_MODBUS_PORT) for unit in _UNITS
+    ]
+    for device in devices:
+        device.scan()
+    models = [(device, model) for device in devices for model in device.models[805]]
+    rounds = max(5, plan.rounds // 10)
+
+    def read() -> None:
+        for _, model in models:
+            model.read()
+
+    ours = spread([_duration_us(read) for _ in range(rounds)])
+    cells = sum(len(model.groups[name]) for _, model in models for name in model.groups)
+    for device in devices:
+        device.close()
+    requests = [(device.slave_id, model.model_addr, 2 + model.len) for device, model in models]
+    what, against = f"{cells:,} cells read by pysunspec2", f"bare libmodbus client, same {len(requests)} requests"
     try:
-        with modbus_server(port, BASE, END - BASE) as other:
-            for clients in CLIENTS:
-                what = f"FC3 x {REGISTERS}, {clients} client{'s' * (clients > 1)}{', its limit' * (clients == LIMIT)}"
-                pairs = [
-                    (_burst(pid, own_port, clients, plan, cores), _burst(other, port, clients, plan, cores))
-                    for _ in range(plan.repeats)
-                ]
-                ours, theirs = (_middle(side) for side in zip(*pairs, strict=True))
-                yield Row(what, _told(ours), against, _told(theirs), _ratio(ours, theirs))
+        bare = polls(a.ports.EMS_MODBUS_PORT, requests, time.monotonic_ns(), 20_000, rounds)
+        yield compared(what, ours, against, spread(bare))
     except Missing as missing:
-        yield Row("Modbus requests a second", "", against, f"skipped: {missing}", "")
+        yield compared(what, ours, against, None, str(missing))
+
+
+def throughput(a: Appliance, plan: Plan) -> Iterator[Row]:
+    """Requests a second in a closed loop, in bursts that alternate between the servers."""
+    a.site.close()
+    cores, own = _apart(_core(a)), (a.pid("server"), a.ports.EMS_MODBUS_PORT)
+    with ExitStack() as running:
+        others: dict[str, tuple[int, int]] = {}
+        for name in YARDSTICKS:
+            port = free_ports().EMS_MODBUS_PORT
+            try:
+                others[name] = running.enter_context(modbus_server(name, port, BASE, END - BASE)), port
+            except Missing as missing:
+                yield Row("Modbus requests a second", "", name, f"skipped: {missing}", "")
+        for clients in CLIENTS:
+            what = f"FC3 x {REGISTERS}, {clients} client{'s' * (clients > 1)}{', its limit' * (clients == LIMIT)}"
+            rounds = [
+                [_burst(*at, clients, plan, cores) for at in (own, *others.values())] for _ in range(plan.repeats)
+            ]
+            ours, *all_theirs = (_middle(side) for side in zip(*rounds, strict=True))
+            for name, theirs in zip(others, all_theirs, strict=True):
+                against, wanted = f"{name} server, same load, medians of {plan.repeats}", _wanted(name, clients)
+                met = asked(f">= {wanted:g}", ours.per_s >= wanted * theirs.per_s) if wanted else ""
+                yield Row(what, _told(ours), against, _told(theirs), _ratio(ours, theirs), met)
+
+
+def _wanted(yardstick: str, clients: int) -> float:
+    """How many times the yardstick's requests a second are asked of us; 0 when nothing is."""
+    if yardstick == "libmodbus":
+        return 0.9
+    return 12.0 if yardstick == "pymodbus" and clients > 1 else 0.0
 
 
 def _apart(scan_core: int) -> tuple[int, int]:
@@ -372,7 +482,7 @@ def _apart(scan_core: int) -> tuple[int, int]:
 
 def _burst(pid: int, port: int, clients: int, plan: Plan, cores: tuple[int, int]) -> Burst:
     time.sleep(BURST_PAUSE_S)
-    return burst(pid, port, BASE + 400, REGISTERS, clients, plan.burst_s, cores)
+    return burst(pid, port, *_READ, clients, plan.burst_s, cores)
 
 
 def _middle(bursts: tuple[Burst, ...]) -> Burst:

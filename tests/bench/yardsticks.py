@@ -8,6 +8,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +20,8 @@ from waiting import wait_until
 
 SOURCES = Path(__file__).parent
 BUILD = Path("build/bench")
+_PYTHON_SERVERS = (sys.executable, "-m", "tests.bench.python_servers")
+_LONG_S = 3600  # the load is ended from outside
 RR_PRIORITY = 1
 """Enough to be above every ordinary process, and below the controller and the guard."""
 
@@ -165,16 +168,29 @@ def histogram(text: str) -> Latencies | None:
 
 
 @contextmanager
-def modbus_server(port: int, first: int, count: int) -> Iterator[int]:
-    """Process id of a libmodbus server with `count` holding registers from `first`. Raises Missing."""
-    program = compiled("server", "libmodbus")
-    running = subprocess.Popen([str(program), str(port), str(first), str(count)])
+def modbus_server(name: str, port: int, first: int, count: int) -> Iterator[int]:
+    """Process id of libmodbus or one of python_servers with `count` holding registers from `first`. Raises Missing."""
+    command = [str(compiled("server", "libmodbus"))] if name == "libmodbus" else [*_PYTHON_SERVERS, name]
+    with _background([*command, str(port), str(first), str(count)]) as pid:
+        wait_until(lambda: _listens(port), 10, f"the {name} server listens on {port}")
+        yield pid
+
+
+@contextmanager
+def _background(command: Sequence[str]) -> Iterator[int]:
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: _listens(port) or running.poll() is not None, 5, f"the libmodbus server listens on {port}")
         yield running.pid
     finally:
         running.kill()
         running.wait()
+
+
+@contextmanager
+def load(port: int, address: int, count: int, clients: int) -> Iterator[None]:
+    """The load generator in the background, at ordinary priority. Raises Missing."""
+    with _background([str(compiled("load")), *map(str, (port, 1, address, count, clients, _LONG_S))]):
+        yield
 
 
 def _listens(port: int) -> bool:
