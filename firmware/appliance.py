@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from drivers.modbus.point import FORMATS, UNIMPLEMENTED
 from drivers.modbus.session import ModbusError
 from drivers.section import SectionFile
+from statemachine import grid
 from statemachine.commands import refusal
 from statemachine.settings import Settings
 from statemachine.signals import Command, LossPolicy, Mode, Result, StatusBit, Why
@@ -28,6 +29,7 @@ from . import registers
 from .authority import Authority, Network, WriteRate, admitted
 from .config import Site
 from .freeze_files import FreezeFiles
+from .grid_functions import GridFunctions
 from .image import (
     BMS,
     CLOCK,
@@ -202,6 +204,7 @@ class Appliance:
         self._image, self._bank_renewed = registers.image(), False
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
+        self._grid = GridFunctions(self._image, file["grid"])
         self._beat_ns, self._look_ns, self._version = monotonic_ns(), 0, 0
         self._watched, self._scans, self._polls = (self._status.counter, self._strings.counter), 0, 0
         self.tls_days: Callable[[], float] = lambda: nan
@@ -242,6 +245,7 @@ class Appliance:
         self._config_error = error
         if settings is not None:
             self._update(settings=settings)
+            self._grid.configure(grid.default(settings))
         if site is not None:
             self._strings.configure(Sizes.of(site))
             self._renew_bank()
@@ -331,9 +335,10 @@ class Appliance:
         self.publish()
 
     def publish(self) -> None:
-        """The command as it stands, to the controller."""
+        """The command and the grid functions as they stand, to the controller."""
         self._version += 1
         self._section.publish(COMMAND.pack(*self.command()))
+        self._grid.publish()
 
     def command(self) -> Command:
         """The command that the registers spell."""
@@ -392,6 +397,8 @@ class Appliance:
             if value is not getattr(self._sources, name):
                 self._update(**{name: value})
         self._follow_reversion()
+        if self._grid.follow(self._sources.status):
+            self.publish()
         self._follow_void()
 
     def _follow_reversion(self) -> None:
@@ -433,6 +440,7 @@ class Appliance:
         counters = self._apply(image, touched, rows)
         self._image[:] = image
         self._counters = counters
+        self._grid.took(touched)
         if authorised and self._authority.took(host, monotonic_ns(), registers.get(image, "HbTmo")):
             self.events.add(0, text=f"AUTHORITY {host} commands")
         if self._sources.own.why and touched - set(_HEARTBEATS):

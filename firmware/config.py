@@ -194,6 +194,18 @@ class Site(_Conf):
     loss_policy: Literal["standby", "hold", "isolate"] = _text(
         "standby", "standby, hold or isolate", "after a lost heartbeat and the ramp to zero"
     )
+    nominal_frequency: Literal["50", "60"] = _text("50", "50 or 60", "frequency of the grid in Hz")
+    nominal_voltage: float = _number(400, 100, 5000, "V", "voltage of the grid at the PCS, line to line")
+    enter_service_delay: float = _number(
+        0,
+        0,
+        600,
+        "s",
+        "the grid is in order for so long before contactors close (IEEE 1547: 300); until 703 is written",
+    )
+    enter_service_ramp: float = _number(
+        0, 0, 1000, "s", "rise to rated power after they closed (IEEE 1547: 300); until 703 is written"
+    )
     ntp_servers: Servers = _text(
         (),
         "at most 4 host names or addresses separated by commas, or none",
@@ -458,5 +470,9 @@ def _settings(limits: Limits, balance: Balance, site: Site, cell: CellProfile, r
         loss_policy=LossPolicy[site.loss_policy.upper()],
         scan_period_ms=site.scan_period_ms,
         clock_servers=len(site.ntp_servers),
+        nominal_frequency=float(site.nominal_frequency),
+        nominal_voltage=site.nominal_voltage,
+        enter_service_delay=site.enter_service_delay,
+        enter_service_ramp=site.enter_service_ramp,
         **values,
     )

@@ -68,6 +68,7 @@ class Controller:
         self._bms = image.View(image.BMS, "aggregator", "bms")
         self._pcs = image.View(image.PCS, "aggregator", "pcs")
         self._command = image.View(image.COMMAND, "server", "command")
+        self._grid = image.View(image.GRID, "server", "grid")
         self._guard = image.View(image.GUARD, "guard", "guard")
         self._store = image.View(image.STORE, "historian", "store")
         self._clock = image.View(image.CLOCK, "clock", "clock")
@@ -105,7 +106,7 @@ class Controller:
             self._config_sequence, self._settings = found.sequence, settings_from_json(found.payload)
         lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
-        command = self._command.refresh()
+        grid, command = self._grid.refresh(), self._command.refresh()
         if self.stopping and command is not None:
             command = command._replace(mode=Mode.OFF)
         return Inputs(
@@ -116,7 +117,7 @@ class Controller:
             guard, self._guard.age_ms(now_ns),
             saved, self._store.age_ms(now_ns),
             clock, self._clock.age_ms(now_ns),
-            self._settings, self.late_in_row, self._restarted,
+            self._settings, self.late_in_row, self._restarted, grid,
         )  # fmt: skip
 
     def scan(self, periods: int) -> Outputs:
@@ -161,7 +162,8 @@ class Controller:
             sum(code << 8 * at for at, code in enumerate(o.led_codes)),
             sum(level << at for at, level in enumerate(o.led_levels)),
             o.ack_seq, o.ack_result, o.ack_why, o.permit, o.status_bits | self.fixed_status_bits, o.wset_active_w,
-            o.wset_remaining_s, o.wset_reverted, o.dv_v, o.precharge_tries, o.interlocks, o.settings_revision,
+            o.wset_remaining_s, o.wset_reverted, o.service_delay_s, o.limit_remaining_s, o.limit_reverted,
+            o.droop_remaining_s, o.droop_reverted, o.dv_v, o.precharge_tries, o.interlocks, o.settings_revision,
             self.overruns, self.late_scans, wake_p50, wake_p99, self._wake.max_us, exec_p50, exec_p99,
             self._execution.max_us, self.period_ns // 1000, stopped, *o.wear,
         )  # fmt: skip

@@ -76,6 +76,7 @@ def _settings(revision: int, pending: int) -> str:
     )
 
 
+_REVERTED = ("set-point", "power limit", "frequency droop")
 _WORDS: dict[int, Callable[[int, int], str]] = {
     EventKind.STATE: lambda a, b: f"STATE {words.state(a)} -> {words.state(b)}",
     EventKind.FAULT_ON: lambda a, b: f"FAULT ON {words.fault(a)}",
@@ -85,7 +86,7 @@ _WORDS: dict[int, Callable[[int, int], str]] = {
     EventKind.COILS: lambda a, b: f"COILS {words.contactors(a)}",
     EventKind.SETTINGS: _settings,
     EventKind.PRECHARGE: lambda a, b: f"PRECHARGE try {a} {'verified' if b else 'failed'}",
-    EventKind.REVERT: lambda a, b: f"REVERT timer of set-point {a} ran out",
+    EventKind.REVERT: lambda a, b: f"REVERT timer of {_REVERTED[b]} {a} ran out",
     EventKind.DV_ZERO: lambda a, b: f"DV_ZERO offset of {a / 1000:.3f} V between BMS and PCS taken out",
     EventKind.HEARTBEAT: lambda a, b: f"HEARTBEAT of the site controller {'is back' if a else 'lost'}",
     EventKind.SERVICE_PRESS: lambda a, b: f"SERVICE PRESS of RESET{'; contactor counters are zero' if a else ''}",

@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
 from drivers.loops import LAYOUT as SAMPLER_LAYOUT
 from drivers.section import SectionFile, SectionReader, SectionWriter
-from statemachine.signals import Bms, Clock, Command, Guard, Pcs, Store
+from statemachine.signals import Bms, Clock, Command, Grid, Guard, Pcs, Store
 
 T = TypeVar("T", bound=tuple)  # type: ignore[type-arg]
 
@@ -31,7 +31,7 @@ LAYOUT: dict[str, dict[str, int]] = {
     "historian": {"store": 128},
     "clock": {"clock": 128, "events": EVENT_SLOTS * _EVENT.size},
     "sampler": SAMPLER_LAYOUT,
-    "server": {"command": 256, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size},
+    "server": {"command": 256, "grid": 512, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size},
 }  # fmt: skip
 """Writer -> section -> capacity in bytes."""
 
@@ -78,6 +78,11 @@ class Status(NamedTuple):
     wset_active_w: float
     wset_remaining_s: float
     wset_reverted: int
+    service_delay_s: float
+    limit_remaining_s: float
+    limit_reverted: int
+    droop_remaining_s: float
+    droop_reverted: int
     dv_v: float
     precharge_tries: int
     interlocks: int
@@ -160,7 +165,7 @@ class Codec(Generic[T]):
 
 BMS, PCS, COMMAND, GUARD = Codec(Bms), Codec(Pcs), Codec(Command), Codec(Guard)
 CONTROL, STATUS, LINKS, STORE, CLOCK = Codec(Control), Codec(Status), Codec(Links), Codec(Store), Codec(Clock)
-STRING = Codec(StringValues)
+STRING, GRID = Codec(StringValues), Codec(Grid)
 
 
 def run_directory() -> Path:

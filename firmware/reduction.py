@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import nan
 from typing import NamedTuple
 
 import numpy as np
@@ -195,6 +196,7 @@ def pcs_values(values: Mapping[str, float], stamp_ms: float, poll: int, loss_pct
         dc_a=values["dc_a"],
         ac_w=values["ac_w"],
         ac_hz=values["ac_hz"],
+        ac_v=values.get("ac_v", nan),
         state=int(state) if state == state else -1,
         fault_bits=bits_of(values["fault_bits"]),
         charge_max_a=values["charge_max_a"],

@@ -1,11 +1,10 @@
 """The register map of unit 1: one table. Server, tools and docs/modbus-map.* are made from it; addresses are final.
 
-SunSpec at PDU address 40000, big-endian, high word first, static scale factors sized for a rack of 5 MW and 1,500 V.
-+ is discharge, - is charge; a limit has no sign. A point whose source is missing or stale reads SunSpec's "not
-implemented" value, never an old number. Models that are not served yet are spanned by reserve models of their exact
-length, so that a scan walks through and no address moves when they come. The settings of model 702 are read-only: they
-are what limits.conf says. Model 803 is the last one, its length follows the number of strings: string n begins at
-40676 + 32 (n - 1). Every string, module and cell is in models 804 and 805 of the string units.
+SunSpec at PDU address 40000, big-endian, high word first, static scale factors sized for a rack of 5 MW and 1,500 V. +
+is discharge, - is charge; a limit has no sign. A point whose source is missing or stale reads SunSpec's "not
+implemented" value, never an old number. The settings of model 702 are read-only: they are what limits.conf says. Model
+803 is the last one, its length follows the number of strings: string n begins at 40676 + 32 (n - 1). Every string,
+module and cell is in models 804 and 805 of the string units.
 
 A name that more than one SunSpec model uses carries its model as in `802.SoC`; vendor points never do.
 """
@@ -15,14 +14,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 from drivers.modbus.point import Point
+from statemachine.ratings import nominal_v, rated_charge_w, rated_discharge_w
 
-from .models.ac import CAPACITY, CONTROLS, MAX_W, MEASUREMENT, WSET_GROUP
+from .models.ac import CAPACITY, CONTROLS, LIMIT_GROUP, MAX_W, MEASUREMENT, WSET_GROUP
 from .models.battery import BANK_FIRST, BATTERY, DC, STORAGE, STRINGS, bank
 from .models.common import COMMON
 from .models.control import DER_CONTROL
 from .models.draft import (
     BASE,
-    RESERVED_MODEL,
     UNIT,
     VENDOR_MODEL,
     Own,
@@ -32,13 +31,12 @@ from .models.draft import (
     end,
     marker,
     model,
-    spanning,
 )
-from .models.ratings import nominal_v, rated_charge_w, rated_discharge_w
+from .models.grid import DROOP, ENTER_SERVICE
 from .models.vendor import VENDOR, VENDOR_FIRST, VENDOR_LENGTH
 
 __all__ = [
-    "AT", "BANK_FIRST", "BASE", "END", "MAX_W", "POINT", "POINTS", "RESERVED_MODEL", "ROWS", "UNIT", "VENDOR_FIRST",
+    "AT", "BANK_FIRST", "BASE", "END", "LIMIT_GROUP", "MAX_W", "POINT", "POINTS", "ROWS", "UNIT", "VENDOR_FIRST",
     "VENDOR_LENGTH", "VENDOR_MODEL", "WSET_GROUP", "Own", "Row", "Sources", "covering", "get", "image", "nominal_v",
     "put", "rated_charge_w", "rated_discharge_w",
 ]  # fmt: skip
@@ -50,9 +48,9 @@ ROWS: tuple[Row, ...] = (
     *model(1, 40002, 66, COMMON),
     *model(701, 40070, 153, MEASUREMENT),
     *model(702, 40225, 50, CAPACITY),
-    *spanning(40277, 40296),  # 703
+    *model(703, 40277, 17, ENTER_SERVICE),
     *model(704, 40296, 65, CONTROLS),
-    *spanning(40363, 40397),  # 711
+    *model(711, 40363, 32, DROOP),
     *model(713, 40397, 7, STORAGE),
     *model(714, 40406, 43, DC),
     *model(715, 40451, 7, DER_CONTROL),

@@ -100,7 +100,24 @@ class Connection(IntEnum):
 class ControlMode(IntEnum):
     """Bits of 702.CtrlModes that are served."""
 
+    MAX_W = 0
     FIXED_W = 1
+    FREQ_WATT = 5
+
+
+class Adoption(IntEnum):
+    """711.AdptCtlRslt."""
+
+    IN_PROGRESS = 0
+    COMPLETED = 1
+    FAILED = 2
+
+
+class Writable(IntEnum):
+    """ReadOnly of a control set."""
+
+    RW = 0
+    R = 1
 
 
 class PortType(IntEnum):

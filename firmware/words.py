@@ -34,6 +34,8 @@ WHY: dict[Why, str] = {
     Why.NO_SUCH_REGISTER: "no such register",
     Why.BMS_ALARM: "the BMS has a stop or trip alarm; read its alarm bits",
     Why.PCS_FAULT: "the PCS reports a fault; clear it at the PCS first",
+    Why.ENTER_SERVICE: "grid voltage or frequency is outside the enter-service range, or its delay runs (ESDlyRemTms)",
+    Why.SERVICE_NOT_PERMITTED: "the grid does not permit service; write 703.ES = 1, then command again",
 }
 assert set(WHY) == set(Why)
 
@@ -74,6 +76,9 @@ LIMIT: dict[LimitReason, str] = {
     LimitReason.SOC: "the SoC window",
     LimitReason.NO_DATA: "missing data",
     LimitReason.STATE: "open contactors",
+    LimitReason.ENTER_SERVICE: "the ramp after entering service",
+    LimitReason.WMAX_LIM: "the power limit of the site (WMaxLimPct)",
+    LimitReason.DROOP: "the frequency droop",
 }
 assert set(LIMIT) == set(LimitReason)
 

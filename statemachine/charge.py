@@ -8,6 +8,7 @@ on an SPMe plant), the loop ripples 0.009 C.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .settings import CellProfile, Settings, Table
@@ -196,27 +197,31 @@ def limits(
     discharging: bool,
     balancing: bool,
     dt_s: float,
+    charge_caps: Iterable[Term] = (),
+    discharge_caps: Iterable[Term] = (),
+    asked_by: LimitReason = LimitReason.COMMAND,
 ) -> tuple[Limits, Law]:
     """One scan of the law. `bms` and `pcs` are None when missing, stale or implausible: then every limit is 0.
 
     `requested_c` is the commanded rate, `step_c` the rate that step-charge lowers: the same for a charge, the permitted
-    one for a power set-point. While neither charging nor discharging, command and ramp do not count.
+    one for a power set-point. While neither charging nor discharging, command and ramp do not count. The caps are
+    limits from outside the rack; `asked_by` names what requests the rate.
     """
     if bms is None or pcs is None:
         return NOTHING, Law()
     fast = _follow(law.warm_fast_c, bms.cell_c_max, dt_s, TREND_FAST_S)
     slow = _follow(law.warm_slow_c, bms.cell_c_max, dt_s, TREND_SLOW_S)
     rise = (fast - slow) / (TREND_SLOW_S - TREND_FAST_S)
-    command = (requested_c, LimitReason.COMMAND)
+    command = (requested_c, asked_by)
     inward = _Direction(
-        _charge_terms(s, bms, pcs, loops, rise, balancing),
+        [*_charge_terms(s, bms, pcs, loops, rise, balancing), *charge_caps],
         [command, (step(s.cell, step_c, bms), LimitReason.STEP)] if charging else [],
         min(s.cell.v_limit_v - bms.cell_v_max, (s.max_charge_voltage - bms.rack_v) / s.cells_in_series),
         law.loop_charge_c,
         law.charge_c,
     )
     outward = _Direction(
-        _discharge_terms(s, bms, pcs, loops),
+        [*_discharge_terms(s, bms, pcs, loops), *discharge_caps],
         [command] if discharging else [],
         min(bms.cell_v_min - s.cell.v_min_v, (bms.rack_v - s.min_discharge_voltage) / s.cells_in_series),
         law.loop_discharge_c,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import NamedTuple
 
-from . import charge, contactors, delta, detect, latch, leds, loops, wear, wishes
+from . import charge, contactors, delta, detect, grid, latch, leds, loops, ratings, wear, wishes
 from .cmf import Cmf
 from .contactors import Coils, Phase, Sequence
 from .faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
@@ -13,6 +13,7 @@ from .settings import Settings, narrowed, same
 from .signals import (
     Bms,
     EventKind,
+    Grid,
     Inputs,
     InterlockBit,
     LimitReason,
@@ -73,6 +74,8 @@ class Memory(NamedTuple):
     loops: loops.LoopMemory = loops.LoopMemory()
     chatter: detect.Chatter = detect.Chatter()
     wear: wear.Wear = wear.Wear()
+    service: grid.Service = grid.Service()
+    droop: grid.Droop = grid.Droop()
 
 
 class _Now(NamedTuple):
@@ -83,6 +86,7 @@ class _Now(NamedTuple):
     judged: loops.Judged
     loops: charge.Loops  # what the law reads of them
     permit: Why
+    grid: Grid = grid.DEFAULT
 
 
 class _Pressed(NamedTuple):
@@ -110,8 +114,12 @@ class Core:
         m = self.memory
         events: list[tuple[int, int, int]] = []
         m, pressed = _edges(_adopt(m, inputs, events), inputs, dt_ms)
+        service = m.service
         m, now = _judge(m, inputs, dt_ms)
-        seen_wishes, wish = wishes.step(m.wishes, inputs.command, inputs.command_age_ms, m.state, now.permit, dt_ms)
+        _tell_service(service, m.service, events)
+        seen_wishes, wish = wishes.step(
+            m.wishes, inputs.command, inputs.command_age_ms, m.state, now.permit, dt_ms, not now.grid.service_permitted
+        )
         _tell_wishes(m.wishes, seen_wishes, events)
         m = m._replace(wishes=seen_wishes)
         m = _watch(m, now, inputs, pressed, dt_ms, events)
@@ -165,8 +173,11 @@ def _judge(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Now]:
         pcs = None
     rate_c = abs(bms.rack_a) / s.rated_ah if bms is not None else 0.0
     memory, judged = loops.judge(m.loops, inputs.lines.loops_ma, inputs.lines.loops_age_ms, s, rate_c, dt_ms)
-    permit = _permit(m, s, bms, pcs, inputs)
-    return m._replace(loops=memory), _Now(bms, pcs, judged, detect.loops_for_law(judged, s), permit)
+    g = inputs.grid or grid.default(s)
+    service = grid.watch(m.service, g, s, pcs, m.sequence.phase is Phase.CLOSED, dt_ms)
+    permit = _permit(m, s, bms, pcs, inputs) or grid.refusal(service, g)
+    now = _Now(bms, pcs, judged, detect.loops_for_law(judged, s), permit, g)
+    return m._replace(loops=memory, service=service), now
 
 
 def _decisive(bms: Bms) -> tuple[float, ...]:
@@ -248,8 +259,14 @@ def _tell_wishes(before: wishes.Wishes, after: wishes.Wishes, events: list[tuple
         events.append((EventKind.COMMAND, after.seq, after.why))
     if before.lost != after.lost:
         events.append((EventKind.HEARTBEAT, 0 if after.lost else 1, 0))
-    if before.wset_reverted != after.wset_reverted:
-        events.append((EventKind.REVERT, after.wset_reverted, 0))
+    if before.wset.reverted != after.wset.reverted:
+        events.append((EventKind.REVERT, after.wset.reverted, 0))
+
+
+def _tell_service(before: grid.Service, after: grid.Service, events: list[tuple[int, int, int]]) -> None:
+    for number, was, now in ((1, before.limit, after.limit), (2, before.droop, after.droop)):
+        if was.reverted != now.reverted:
+            events.append((EventKind.REVERT, now.reverted, number))
 
 
 def _at_rest(m: Memory, now: _Now) -> bool:
@@ -278,7 +295,7 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
         permit=now.permit is Why.NONE,
         closed=m.sequence.phase is Phase.CLOSED,
         calibrated=m.delta.calibrated,
-        at_rest=_at_rest(m, now) or (m.state is State.STOPPING and s is not None and stay_s >= s.stop_time_limit),
+        at_rest=_at_rest(m, now) or (m.state is State.STOPPING and s is not None and _bound_over(m, s)),
         run=Mode.READY <= wish.mode <= Mode.GRID,
         charge=wish.mode is Mode.CHARGE,
         discharge=wish.mode is Mode.DISCHARGE,
@@ -293,6 +310,11 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
         spread=bms is not None and s is not None and bms.cell_v_max - bms.cell_v_min > s.cell_balancing_threshold,
         timeout=limit_s is not None and stay_s >= limit_s,
     )
+
+
+def _bound_over(m: Memory, s: Settings) -> bool:
+    """A stop has taken as long as it may; less when the grid does not permit service."""
+    return m.in_state_ms / 1000.0 >= s.stop_time_limit or m.service.ceased_ms >= grid.CEASE_MS
 
 
 def _step_from(state: State, s: Settings) -> float:
@@ -378,19 +400,23 @@ def _supply(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, dt_ms: floa
     s = m.settings
     if s is None:
         return m._replace(limits=charge.NOTHING, demand_a=0.0)
+    dt_s = dt_ms / 1000.0
     requested_c = step_c = wish.c_rate
     charging, discharging = m.state in CHARGING, m.state is State.DISCHARGE
-    if m.state is State.GRID_SUPPORT and now.bms is not None and now.bms.rack_v > 0.0:
-        requested_c = abs(wish.grid_w) / now.bms.rack_v / s.rated_ah
+    droop, rack_v = grid.Droop(), now.bms.rack_v if now.bms is not None else 0.0
+    if m.state is State.GRID_SUPPORT and rack_v > 0.0:
+        droop = _droop(m, now, s, wish.grid_w, rack_v, dt_s)
+        power_w = droop.power_pu * ratings.rated_discharge_w(s) if droop.active else wish.grid_w
+        requested_c = abs(power_w) / rack_v / s.rated_ah
         step_c = s.max_charge_rate
-        charging, discharging = wish.grid_w < 0.0, wish.grid_w > 0.0
-    dt_s = dt_ms / 1000.0
+        charging, discharging = power_w < 0.0, power_w > 0.0
     usable = now.bms if now.bms is not None and now.bms.plausible else None
     limits, law = charge.limits(
         m.law, s, usable, now.pcs, now.loops, requested_c, step_c, charging, discharging,
-        m.state is State.CHARGE_BALANCE, dt_s,
+        m.state is State.CHARGE_BALANCE, dt_s, *grid.caps(m.service, now.grid, s, rack_v),
+        LimitReason.DROOP if droop.active else LimitReason.COMMAND,
     )  # fmt: skip
-    if _may_flow(m, s, inputs.lines):
+    if _may_flow(m, s, inputs.lines) and now.grid.service_permitted:
         demand_a = _demand(m, limits, s, charging, discharging, dt_s)
     else:
         demand_a, law = 0.0, law._replace(charge_c=0.0, discharge_c=0.0)
@@ -400,10 +426,20 @@ def _supply(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, dt_ms: floa
         limits=limits,
         law=law,
         demand_a=demand_a,
+        droop=droop,
         expected_a=(max(0.0, -demand_a, m.expected_a[0] - fall_a), max(0.0, demand_a, m.expected_a[1] - fall_a)),
         ceiling_ms=m.ceiling_ms + dt_ms if full else 0.0,
         tail_ms=m.tail_ms + dt_ms if full and limits.charge_c <= charge.TAIL_RATE_C else 0.0,
     )
+
+
+def _droop(m: Memory, now: _Now, s: Settings, grid_w: float, rack_v: float, dt_s: float) -> grid.Droop:
+    """One scan of the frequency droop; the power that it starts from is the demand of the scan before."""
+    rated_w = ratings.rated_discharge_w(s)
+    hz = now.pcs.ac_hz if now.pcs is not None else float("nan")
+    most_pu = m.limits.available_discharge_c * s.rated_ah * rack_v / rated_w
+    flowing_pu = m.demand_a * rack_v / rated_w
+    return grid.droop(m.droop, now.grid, s.nominal_frequency, hz, grid_w / rated_w, flowing_pu, most_pu, dt_s)
 
 
 def _at_ceiling(s: Settings, bms: Bms, limits: charge.Limits) -> bool:
@@ -501,8 +537,13 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         permit=now.permit,
         status_bits=_status_bits(m, now, inputs),
         wset_active_w=wish.grid_w if wish.wset_active else float("nan"),
-        wset_remaining_s=m.wishes.wset_left_ms / 1000.0,
-        wset_reverted=m.wishes.wset_reverted,
+        wset_remaining_s=m.wishes.wset.left_ms / 1000.0,
+        wset_reverted=m.wishes.wset.reverted,
+        service_delay_s=grid.delay_left_s(m.service, now.grid),
+        limit_remaining_s=m.service.limit.left_ms / 1000.0,
+        limit_reverted=m.service.limit.reverted,
+        droop_remaining_s=m.service.droop.left_ms / 1000.0,
+        droop_reverted=m.service.droop.reverted,
         dv_v=m.delta.dv_v,
         precharge_tries=m.sequence.tries,
         interlocks=_interlock_bits(inputs),

@@ -84,6 +84,10 @@ class Settings:
     loss_policy: int
     scan_period_ms: int
     clock_servers: int  # configured time servers
+    nominal_frequency: float  # Hz
+    nominal_voltage: float  # V, AC, line to line
+    enter_service_delay: float  # s, 703 before it is written
+    enter_service_ramp: float  # s
 
 
 _LARGER_IS_WIDER = (
@@ -99,6 +103,7 @@ _SMALLER_IS_WIDER = (
 )  # fmt: skip
 _NEUTRAL = (
     "cell_balancing_threshold", "balance_time_limit", "loss_policy", "contactor_life", "clock_servers", "revision",
+    "enter_service_delay", "enter_service_ramp",
 )  # fmt: skip
 """May change at any time: they neither widen nor narrow what the rack is allowed to do."""
 

@@ -57,6 +57,7 @@ class Pcs(NamedTuple):
     dc_a: float  # A, + is discharge
     ac_w: float
     ac_hz: float
+    ac_v: float  # line to line; nan = it measures none
     state: int  # PcsState
     fault_bits: int
     charge_max_a: float
@@ -111,6 +112,40 @@ class Command(NamedTuple):
     wset_revert_enabled: bool
     wset_revert_s: float  # 0 = no timer
     config_error: bool  # the last configuration read was refused
+
+
+class Grid(NamedTuple):
+    """The grid functions as the site controller set them: SunSpec 703, the limit of 704, 711. 1 pu is 702.WMax."""
+
+    service_permitted: bool  # 703.ES; False: cease to energise
+    v_low_pu: float  # of the nominal voltage
+    v_high_pu: float
+    hz_low: float
+    hz_high: float
+    delay_s: float
+    ramp_s: float
+    limit_version: int  # grows by one with each accepted write to the 704 WMaxLimPct group
+    limit_enabled: bool
+    limit_pu: float
+    limit_revert_enabled: bool
+    limit_revert_pu: float
+    limit_revert_s: float  # 0 = no timer
+    droop_version: int  # grows by one with each accepted write to 711 but its sets
+    droop_enabled: bool
+    droop_revert_s: float
+    droop_revert_set: int
+    db_of_hz: float  # set 1, in force
+    db_uf_hz: float
+    k_of: float  # pu frequency a pu power
+    k_uf: float
+    response_s: float  # until 90 % of the answer
+    p_min_pu: float
+    next_db_of_hz: float  # set 2, not adopted: for a server that starts again
+    next_db_uf_hz: float
+    next_k_of: float
+    next_k_uf: float
+    next_response_s: float
+    next_p_min_pu: float
 
 
 class Guard(NamedTuple):
@@ -208,6 +243,7 @@ class Inputs(NamedTuple):
     settings: Settings | None  # latest valid configuration, None before the first
     overruns_in_row: int  # late scans in a row, as the controller counted
     restarted: bool  # the controller found a predecessor that did not stop in order, or damaged saved state
+    grid: Grid | None = None  # None: every grid function as it is before it was written
 
 
 class Result(IntEnum):
@@ -244,6 +280,8 @@ class Why(IntEnum):
     NO_SUCH_REGISTER = 20
     BMS_ALARM = 21  # the BMS has a stop or trip alarm
     PCS_FAULT = 22  # the PCS reports a fault
+    ENTER_SERVICE = 23  # the grid is outside 703's range, or its delay is running
+    SERVICE_NOT_PERMITTED = 24  # 703.ES is DISABLED
 
 
 class Outputs(NamedTuple):
@@ -275,6 +313,11 @@ class Outputs(NamedTuple):
     wset_active_w: float  # nan when no WSet is in force
     wset_remaining_s: float
     wset_reverted: int  # wset_version whose timer has run out
+    service_delay_s: float  # until service may be entered
+    limit_remaining_s: float
+    limit_reverted: int  # limit_version whose timer has run out
+    droop_remaining_s: float
+    droop_reverted: int
     dv_v: float  # PCS minus BMS terminal voltage after calibration, nan before
     precharge_tries: int
     interlocks: int  # InterlockBit
@@ -292,7 +335,7 @@ class EventKind(IntEnum):
     COILS = 6  # a = bits neg, pos, pre
     SETTINGS = 7  # a = revision, b = 1 when a widening waits for open contactors
     PRECHARGE = 8  # a = try, b = 1 verified, 0 failed
-    REVERT = 9  # a = wset_version
+    REVERT = 9  # a = version of the group, b = 0 set-point, 1 limit, 2 droop
     DV_ZERO = 10  # a = offset in mV
     HEARTBEAT = 11  # a = 0 lost, 1 back
     SERVICE_PRESS = 12  # RESET was held for 10 s; a = 1 when the contactor counters were set to zero
@@ -358,3 +401,6 @@ class LimitReason(IntEnum):
     SOC = 16  # SoC window
     NO_DATA = 17  # an input is missing or stale
     STATE = 18  # contactors are not closed
+    ENTER_SERVICE = 19  # the ramp after entering service
+    WMAX_LIM = 20  # 704.WMaxLimPct
+    DROOP = 21  # frequency droop

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from . import reversion
 from .commands import refusal
+from .reversion import Reversion
 from .signals import Command, LossPolicy, Mode, Result, Why
 from .states import CLOSED, State
 
@@ -28,9 +30,7 @@ class Wishes(NamedTuple):
     heartbeat: int = -1
     quiet_ms: float = 0.0
     lost: bool = False
-    wset_version: int = -1
-    wset_left_ms: float = 0.0
-    wset_reverted: int = 0
+    wset: Reversion = Reversion()
 
 
 class Wish(NamedTuple):
@@ -59,15 +59,6 @@ def _heartbeat(w: Wishes, c: Command | None, age_ms: float, dt_ms: float) -> Wis
     return w._replace(quiet_ms=quiet, lost=overdue or age_ms > SERVER_STALE_MS)
 
 
-def _reversion(w: Wishes, c: Command, dt_ms: float) -> Wishes:
-    if c.wset_version != w.wset_version:
-        return w._replace(wset_version=c.wset_version, wset_left_ms=c.wset_revert_s * 1000.0)
-    if w.wset_left_ms <= 0.0:
-        return w
-    left = max(0.0, w.wset_left_ms - dt_ms)
-    return w._replace(wset_left_ms=left, wset_reverted=w.wset_reverted if left else c.wset_version)
-
-
 def _void(w: Wishes, c: Command, state: State) -> Wishes:
     """Takes the command out of force where the state or a lost heartbeat demands it."""
     if state in VOIDING:
@@ -88,28 +79,31 @@ def _judge(w: Wishes, c: Command, state: State, permit: Why) -> Wishes:
     return w._replace(voided_seq=c.seq) if why else w
 
 
-def _kept(w: Wishes, c: Command, state: State) -> Mode:
+def _kept(w: Wishes, c: Command, state: State, ceased: bool) -> Mode:
     """The mode while the command is void: closed contactors stay closed at 0 A, and SERVICE is left by OFF only."""
     if state is State.SERVICE:
         return Mode.SERVICE
-    isolate = w.lost and c.loss_policy == LossPolicy.ISOLATE
+    isolate = ceased or (w.lost and c.loss_policy == LossPolicy.ISOLATE)
     return Mode.READY if state in CLOSED and state is not State.STOPPING and not isolate else Mode.OFF
 
 
-def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, dt_ms: float) -> tuple[Wishes, Wish]:
-    """One scan of the command side."""
+def step(
+    w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, dt_ms: float, ceased: bool = False
+) -> tuple[Wishes, Wish]:
+    """One scan of the command side. `ceased`: service is not permitted, whatever the state nothing stays closed."""
     w = _heartbeat(w, c, age_ms, dt_ms)
     if c is None:
         return w, IDLE
-    w = _reversion(w, c, dt_ms)
+    w = w._replace(wset=reversion.step(w.wset, c.wset_version, c.wset_revert_s, dt_ms))
     w = _judge(w, c, state, permit)
     w = _void(w, c, state)
-    if state in OPENING and permit and c.seq != w.voided_seq and c.mode != Mode.SERVICE:
+    why = Why.SERVICE_NOT_PERMITTED if ceased else permit if state in OPENING else Why.NONE
+    if why and c.seq != w.voided_seq and c.mode != Mode.SERVICE:
         w = w._replace(voided_seq=c.seq)  # OFF's number too: it cannot close anything later
         if Mode.READY <= c.mode <= Mode.GRID:
-            w = w._replace(result=Result.REJECTED, why=permit)
-    mode = _kept(w, c, state) if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
-    reverted = w.wset_reverted == c.wset_version and w.wset_version > 0
+            w = w._replace(result=Result.REJECTED, why=why)
+    mode = _kept(w, c, state, ceased) if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
+    reverted = w.wset.over(c.wset_version)
     enabled = c.wset_revert_enabled if reverted else c.wset_enabled
     wset_w = c.wset_revert_w if reverted else c.wset_w
     grid_w = wset_w if enabled else c.w

@@ -20,6 +20,7 @@ from statemachine.signals import (
     BootReason,
     Clock,
     Command,
+    Grid,
     Guard,
     GuardTrip,
     Inputs,
@@ -52,6 +53,7 @@ def settings(**changes: Any) -> Settings:
         loop_high_c=60.0, loop_zones=(1, 1, 2, 2, 3, 3, 4, 4), loop_filter_time=1.0, loop_max_rate=5.0,
         max_closings_per_hour=20, max_precharges=6, max_under_load=10, contactor_life=100_000,
         cell_balancing_threshold=0.010, balance_time_limit=7200.0, loss_policy=0, scan_period_ms=10, clock_servers=0,
+        nominal_frequency=50.0, nominal_voltage=400.0, enter_service_delay=0.0, enter_service_ramp=0.0,
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -88,6 +90,7 @@ class Rig:
     output_sticks: Coils | None = None  # what the coil outputs read back, whatever is written
     lines: Lines = LINES
     command: Command = COMMAND
+    grid: Grid | None = None
     bms_changes: dict[str, Any] = field(default_factory=dict)
     pcs_changes: dict[str, Any] = field(default_factory=dict)
     command_age_ms: float = 0.0
@@ -161,7 +164,19 @@ class Rig:
             self.pcs_at = self.now_ms
             poll = (self.pcs.poll if self.pcs else 0) + 1
             self.pcs = Pcs(
-                poll, self.now_ms, self.link_v + self.dv_offset_v, hold, 0.0, 50.0, 2, 0, 1120.0, 1120.0, True, 0.0
+                poll,
+                self.now_ms,
+                self.link_v + self.dv_offset_v,
+                hold,
+                0.0,
+                50.0,
+                400.0,
+                2,
+                0,
+                1120.0,
+                1120.0,
+                True,
+                0.0,
             )._replace(**self.pcs_changes)
 
     def inputs(self, true: Coils) -> Inputs:
@@ -172,7 +187,7 @@ class Rig:
         return Inputs(
             lines, self.bms, self.now_ms - self.bms_at, self.pcs, self.now_ms - self.pcs_at, self.command,
             self.command_age_ms, self.guard, 0.0, self.store, 0.0, self.clock, 0.0, self.settings,
-            self.overruns_in_row, False,
+            self.overruns_in_row, False, self.grid,
         )  # fmt: skip
 
     def once(self) -> Outputs:

@@ -12,6 +12,6 @@ BMS = Bms(
     strings_online=4, plausible=True, identity_ok=True, loss_pct=0.0,
 )  # fmt: skip
 PCS = Pcs(
-    poll=25, v_stamp_ms=500.0, dc_v=1100.0, dc_a=0.0, ac_w=0.0, ac_hz=50.0, state=2, fault_bits=0,
+    poll=25, v_stamp_ms=500.0, dc_v=1100.0, dc_a=0.0, ac_w=0.0, ac_hz=50.0, ac_v=400.0, state=2, fault_bits=0,
     charge_max_a=1120.0, discharge_max_a=1120.0, identity_ok=True, loss_pct=0.0,
 )  # fmt: skip

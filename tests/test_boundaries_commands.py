@@ -9,6 +9,7 @@ from rig import COMMAND
 
 from statemachine import wishes
 from statemachine.commands import refusal
+from statemachine.reversion import Reversion
 from statemachine.signals import Command, LossPolicy, Mode, Result, Why
 from statemachine.states import CLOSED, State
 from statemachine.wishes import IDLE, Wish, Wishes
@@ -20,7 +21,7 @@ NOT_YET = {
     State.LOCKOUT: Why.LOCKOUT,
 }
 PERMIT_COUNTS = (State.ISOLATED, State.STOPPING)
-KNOWN = Wishes(seq=7, mode=Mode.READY, voided_seq=3, result=Result.ACCEPTED, heartbeat=0, wset_version=0)
+KNOWN = Wishes(seq=7, mode=Mode.READY, voided_seq=3, result=Result.ACCEPTED, heartbeat=0, wset=Reversion(0))
 
 
 @pytest.mark.parametrize("state", State)
@@ -57,7 +58,7 @@ def command(**changes: Any) -> Command:
 
 
 def test_at_the_start_nothing_was_commanded() -> None:
-    assert Wishes() == (-1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, -1, 0.0, 0)
+    assert Wishes() == (-1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, Reversion(-1, 0.0, 0))
     assert IDLE == (Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
 
 
@@ -214,28 +215,28 @@ SET = {"w": 5.0, "wset_enabled": True, "wset_w": -1000.0, "wset_revert_w": 300.0
 
 def test_a_new_set_point_starts_its_time_and_acts() -> None:
     after, wish = judged(command(wset_version=1, **SET))
-    assert (after.wset_version, after.wset_left_ms, after.wset_reverted) == (1, 20.0, 0)
+    assert after.wset == Reversion(1, 20.0, 0)
     assert (wish.grid_w, wish.wset_active, wish.reverted) == (-1000.0, True, False)
     assert wish.content == (Mode.READY, 0.0, 0.0, 0.0), "power is what mode grid asks for, and no other mode"
 
 
 @pytest.mark.parametrize(("left_ms", "reverted"), [(10.1, 0), (10.0, 1), (9.9, 1), (0.5, 1)])
 def test_a_set_point_reverts_when_its_time_is_over(left_ms: float, reverted: int) -> None:
-    was = KNOWN._replace(wset_version=1, wset_left_ms=left_ms)
+    was = KNOWN._replace(wset=Reversion(1, left_ms))
     after, wish = judged(command(wset_version=1, wset_revert_enabled=True, **SET), was)
-    assert after.wset_left_ms == pytest.approx(max(0.0, left_ms - 10.0))
-    assert after.wset_reverted == reverted
+    assert after.wset.left_ms == pytest.approx(max(0.0, left_ms - 10.0))
+    assert after.wset.reverted == reverted
     assert (wish.grid_w, wish.reverted) == ((300.0, True) if reverted else (-1000.0, False))
 
 
 def test_a_reverted_set_point_may_be_none_at_all() -> None:
-    was = KNOWN._replace(wset_version=1, wset_reverted=1)
+    was = KNOWN._replace(wset=Reversion(1, 0.0, 1))
     _, wish = judged(command(wset_version=1, wset_revert_enabled=False, **SET), was)
     assert (wish.grid_w, wish.wset_active, wish.reverted) == (5.0, False, True)
 
 
 def test_without_a_time_a_set_point_stays_and_nothing_reverts() -> None:
-    was = KNOWN._replace(wset_version=2, wset_left_ms=0.0, wset_reverted=1)
+    was = KNOWN._replace(wset=Reversion(2, 0.0, 1))
     after, wish = judged(command(wset_version=2, **SET), was)
     assert after == was._replace(quiet_ms=10.0)
     assert (wish.grid_w, wish.reverted) == (-1000.0, False)

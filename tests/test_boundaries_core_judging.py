@@ -10,7 +10,7 @@ import pytest
 from rig import ARMED, COMMAND, NONE, Rig, settings
 from samples import BMS, PCS
 
-from statemachine import core, detect, loops
+from statemachine import charge, core, detect, grid, loops
 from statemachine.charge import ONE_FAILED
 from statemachine.core import RESET_PRESS_MS, SERVICE_PRESS_MS, Memory
 from statemachine.faults import BY_NAME, SAVED_MASK, names
@@ -170,7 +170,7 @@ def test_without_a_configuration_nothing_is_believed() -> None:
     after, now = judged(m)
     assert after is m
     assert now._replace(loops=now.loops._replace(hottest_c=0.0), judged=now.judged._replace(hottest_c=0.0)) == (
-        None, None, loops.Judged(hottest_c=0.0), (0.0, 0.0), Why.NO_CONFIGURATION,
+        None, None, loops.Judged(hottest_c=0.0), charge.Loops(0.0, 0.0), Why.NO_CONFIGURATION, grid.DEFAULT,
     )  # fmt: skip
     assert math.isnan(now.loops.hottest_c)
 

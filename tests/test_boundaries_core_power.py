@@ -313,7 +313,7 @@ def test_the_law_is_asked_for_the_commanded_rate_in_the_direction_of_the_state(
     charging = state.name.startswith("CHARGE_")
     assert calls == [
         (Law(poll=3), S, BMS, PCS, NOW.loops, 0.5, 0.5, charging, state is State.DISCHARGE,
-         state is State.CHARGE_BALANCE, 0.02)
+         state is State.CHARGE_BALANCE, 0.02, [], [], LimitReason.COMMAND)
     ]  # fmt: skip
 
 
@@ -329,7 +329,7 @@ def test_grid_support_asks_for_its_power_at_the_rack_voltage(
     assert BMS.rack_v * AH == 1_232_000.0
     (args,) = calls
     assert args[5] == pytest.approx(abs(grid_w) / 1_232_000.0)
-    assert args[6:] == (0.9, charging, discharging, False, 0.01)
+    assert args[6:] == (0.9, charging, discharging, False, 0.01, [], [], LimitReason.COMMAND)
 
 
 @pytest.mark.parametrize("rack_v", [0.0, -1.0, None])

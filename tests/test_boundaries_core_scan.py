@@ -15,8 +15,10 @@ from statemachine.contactors import Coils, Phase, Sequence
 from statemachine.core import Core, Memory
 from statemachine.delta import Delta
 from statemachine.faults import BY_NAME, TRIP_MASK
+from statemachine.grid import DEFAULT, Service
 from statemachine.latch import Latches
 from statemachine.loops import Judged
+from statemachine.reversion import Reversion
 from statemachine.signals import (
     EventKind,
     Inputs,
@@ -41,15 +43,16 @@ INPUTS = Rig(
     bms=BMS, pcs=PCS, bms_at=-50.0, pcs_at=-10.0, output_sticks=CLOSED_COILS, settings=S, command=CHARGE
 ).inputs(CLOSED_COILS)
 OPEN_RACK = Rig(bms=BMS, pcs=PCS, bms_at=-50.0, pcs_at=-10.0, settings=S).inputs(NONE)
-NOW = core._Now(BMS, PCS, Judged(), Loops(25.0, 1.0), Why.INTERLOCK_OPEN)
+NOW = core._Now(BMS, PCS, Judged(), Loops(25.0, 1.0), Why.INTERLOCK_OPEN, DEFAULT._replace(delay_s=4.0))
 LIMITS = Limits(0.5, LimitReason.SITE, 0.25, LimitReason.PCS, 0.75, LimitReason.BMS, 0.125, LimitReason.HOT)
 SET_POINT = IDLE._replace(grid_w=-5e4, wset_active=True)
 CHARGING = Memory(
     state=State.CHARGE_BULK, in_state_ms=700.0, now_ms=1990.0, settings=S, offered=S,
     sequence=Sequence(Phase.CLOSED, 900.0, 2), coils=CLOSED_COILS, coils_ms=900.0, limits=LIMITS, demand_a=-280.0,
     delta=Delta(pcs_poll=PCS.poll, bms_poll=BMS.poll, offset_v=0.25, dv_v=-0.5), ack_count=0,
-    wishes=Wishes(9, Mode.CHARGE, 3, Result.ACCEPTED, Why.PCS_FAULT, 0, 30.0, False, 4, 2500.0, 3),
+    wishes=Wishes(9, Mode.CHARGE, 3, Result.ACCEPTED, Why.PCS_FAULT, 0, 30.0, False, Reversion(4, 2500.0, 3)),
     wear=Wear(cycles=7), latches=Latches(active=1 << 24, latched=1 << 9),
+    service=Service(waited_ms=1500.0, limit=Reversion(5, 3500.0, 4), droop=Reversion(7, 4500.0, 6)),
 )  # fmt: skip
 
 
@@ -67,7 +70,8 @@ def test_every_output_of_a_rack_that_charges() -> None:
         led_levels=tuple(leds.level(code, 1990) for code in codes),  # type: ignore[arg-type]
         ack_seq=9, ack_result=Result.ACCEPTED, ack_why=Why.PCS_FAULT, permit=Why.INTERLOCK_OPEN,
         status_bits=1 << StatusBit.DV_CALIBRATED | 1 << StatusBit.CLOCK_TRUSTED, wset_active_w=-5e4,
-        wset_remaining_s=2.5, wset_reverted=3, dv_v=-0.5, precharge_tries=2,
+        wset_remaining_s=2.5, wset_reverted=3, service_delay_s=2.5, limit_remaining_s=3.5, limit_reverted=4,
+        droop_remaining_s=4.5, droop_reverted=6, dv_v=-0.5, precharge_tries=2,
         interlocks=core._interlock_bits(INPUTS), settings_revision=5, wear=Wear(cycles=7),
         events=((EventKind.FAULT_ON, 3, 0),),
     )  # fmt: skip
@@ -249,7 +253,7 @@ def test_a_scan_of_a_rack_that_charges() -> None:
     assert (m.in_state_ms, m.now_ms, m.coils_ms) == (710.0, 2000.0, 910.0)
     assert m.law.charge_c == pytest.approx(0.25 + S.ramp_up_rate * 0.01)
     assert out.setpoint_a == m.demand_a == pytest.approx(-m.law.charge_c * AH)
-    assert m.wishes == HEALTHY.wishes._replace(quiet_ms=40.0, wset_version=0, wset_left_ms=0.0)
+    assert m.wishes == HEALTHY.wishes._replace(quiet_ms=40.0, wset=Reversion(0, 0.0, 3))
     assert out.events == ()
     assert out.permit == Why.NONE
 
@@ -298,7 +302,7 @@ def test_reset_and_acknowledge_act_in_the_scan_that_brings_them() -> None:
     latched = Latches(latched=1)
     m = Memory(
         state=State.EMERGENCY_STOP, settings=S, offered=S, latches=latched, pressed_ms=10.0, ack_count=0,
-        chatter=detect.Chatter(0xFF), wishes=Wishes(0, heartbeat=0, wset_version=0),
+        chatter=detect.Chatter(0xFF), wishes=Wishes(0, heartbeat=0, wset=Reversion(0)),
     )  # fmt: skip
     command = COMMAND._replace(ack_count=1)
     pressed = OPEN_RACK._replace(command=command, lines=OPEN_RACK.lines._replace(reset_pressed=True))
@@ -309,7 +313,7 @@ def test_reset_and_acknowledge_act_in_the_scan_that_brings_them() -> None:
 
 
 def test_a_command_to_close_is_refused_in_the_scan_in_which_closing_is_forbidden() -> None:
-    m = Memory(state=State.ISOLATED, settings=S, offered=S, wishes=Wishes(8, heartbeat=0, wset_version=0))
+    m = Memory(state=State.ISOLATED, settings=S, offered=S, wishes=Wishes(8, heartbeat=0, wset=Reversion(0)))
     for interlocks, why in ((0xFF, Why.NONE), (0xFE, Why.INTERLOCK_OPEN)):
         lines = OPEN_RACK.lines._replace(interlocks=interlocks)
         _, out = scanned(m, OPEN_RACK._replace(command=CHARGE, lines=lines))
@@ -324,7 +328,7 @@ def test_a_refused_service_says_where_it_is_allowed() -> None:
 def test_a_discharge_that_reaches_its_target_is_finished() -> None:
     discharge = CHARGE._replace(mode=Mode.DISCHARGE, target_soc_pct=50.0)
     running = HEALTHY._replace(
-        state=State.DISCHARGE, demand_a=0.0, wishes=HEALTHY.wishes._replace(mode=Mode.DISCHARGE, wset_version=0)
+        state=State.DISCHARGE, demand_a=0.0, wishes=HEALTHY.wishes._replace(mode=Mode.DISCHARGE, wset=Reversion(0))
     )
     m, out = scanned(running, INPUTS._replace(command=discharge))
     assert out.state is State.READY

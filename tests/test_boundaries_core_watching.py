@@ -16,6 +16,7 @@ from statemachine.delta import CALIBRATION_SAMPLES, IN_A_ROW, Delta
 from statemachine.faults import BY_NAME, CONFIRM_MS
 from statemachine.latch import Latches
 from statemachine.loops import Judged
+from statemachine.reversion import Reversion
 from statemachine.signals import EventKind, LimitReason, Mode, Result, Why
 from statemachine.states import State
 from statemachine.wear import Wear
@@ -274,7 +275,7 @@ BEFORE = Wishes(seq=4, mode=Mode.READY, result=Result.ACCEPTED, why=Why.NONE)
         (Wishes(seq=0), {"seq": 1}, [(EventKind.COMMAND, 1, Why.NONE)]),
         (BEFORE, {"lost": True}, [(EventKind.HEARTBEAT, 0, 0)]),
         (BEFORE._replace(lost=True), {"lost": False}, [(EventKind.HEARTBEAT, 1, 0)]),
-        (BEFORE, {"wset_reverted": 3}, [(EventKind.REVERT, 3, 0)]),
+        (BEFORE, {"wset": Reversion(reverted=3)}, [(EventKind.REVERT, 3, 0)]),
     ],
 )
 def test_what_is_told_of_a_command(before: Wishes, changes: dict[str, Any], events: Told) -> None:

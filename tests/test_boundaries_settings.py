@@ -23,11 +23,12 @@ SMALLER_IS_WIDER = {
 }  # fmt: skip
 AT_ONCE = {
     "cell_balancing_threshold", "balance_time_limit", "loss_policy", "contactor_life", "clock_servers", "revision",
+    "enter_service_delay", "enter_service_ramp",
 }  # fmt: skip
 UNITED = {"interlocks_required", "loops_used"}
 KEPT = {
     "cell", "rated_ah", "cells_in_series", "strings", "loop_low_c", "loop_high_c", "loop_zones", "loop_filter_time",
-    "scan_period_ms",
+    "scan_period_ms", "nominal_frequency", "nominal_voltage",
 }  # fmt: skip
 S = settings(interlocks_required=0b0110, loops_used=0b0110)
 NUMBERS = sorted(LARGER_IS_WIDER | SMALLER_IS_WIDER | AT_ONCE)

@@ -22,7 +22,7 @@ def bms(poll: int, stamp_ms: float, volts: float, amps: float = 0.0) -> Bms:
 
 
 def pcs(poll: int, stamp_ms: float, volts: float, amps: float = 0.0) -> Pcs:
-    return Pcs(poll, stamp_ms, volts, amps, 0.0, 50.0, 2, 0, 1000.0, 1000.0, True, 0.0)
+    return Pcs(poll, stamp_ms, volts, amps, 0.0, 50.0, 400.0, 2, 0, 1000.0, 1000.0, True, 0.0)
 
 
 def feed(d: Delta, start: int, samples: int, bms_v: float, pcs_v: float) -> Delta:

@@ -1,4 +1,4 @@
-"""Models 701, 702, 714 and 803 to 805: laid out as SunSpec says, big enough, and only what is known has a value."""
+"""Models 701 to 703, 711, 714, 803 to 805: laid out as SunSpec says, big enough, and what is unknown has no value."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from statemachine.faults import BY_NAME, FAULTS, SEVERE_MASK, Fault
 from statemachine.signals import Pcs, Why
 from statemachine.states import CLOSED, State
 
-FIRST = {701: 40070, 702: 40225, 714: 40406, 803: 40648}
-REPEATED = {"Prt": 1, "string": Site().strings, "lithium_ion_string_module": 1, "lithium-ion-module-cell": 1}
+FIRST = {701: 40070, 702: 40225, 703: 40277, 711: 40363, 714: 40406, 803: 40648}
+REPEATED = {"Prt": 1, "Ctl": 2, "string": Site().strings, "lithium_ion_string_module": 1, "lithium-ion-module-cell": 1}
 """Group -> how often the table has it; of the string units the first module and the first cell stand for all."""
 OURS = {"sunssf": "int16", "pad": "int16"}
 """SunSpec's type -> what it is called here."""
-MODELS = (701, 702, 714, 803, 804, 805)
+MODELS = (701, 702, 703, 711, 714, 803, 804, 805)
 NOTHING = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
 
 
@@ -114,7 +114,15 @@ def test_a_scale_factor_of_points_that_do_not_work_is_not_implemented(model: int
             assert (row.fixed == row.fixed) == (own_name(row) in used), row.point.name
 
 
-@pytest.mark.parametrize(("model", "working"), [(701, "St ConnSt Alrm W Hz"), (702, "WMaxRtg WChaRteMaxRtg CtrlModes")])
+@pytest.mark.parametrize(
+    ("model", "working"),
+    [
+        (701, "St ConnSt Alrm W LLV Hz"),
+        (702, "WMaxRtg WChaRteMaxRtg VNomRtg CtrlModes"),
+        (703, "ES ESVHi ESVLo ESHzHi ESHzLo ESDlyTms ESRmpTms V_SF Hz_SF"),
+        (711, "Ena AdptCtlReq AdptCtlRslt NCtl Db_SF K_SF RspTms_SF DbOf DbUf KOf KUf RspTms ReadOnly"),
+    ],
+)
 def test_a_point_of_ieee_1547_works_or_is_not_implemented(model: int, working: str) -> None:
     registers = image()
     tagged = [row for row, w in zip(rows_of(model), wanted(model), strict=True) if w.tagged and row.point.count < 32]
@@ -131,7 +139,7 @@ def test_the_documents_are_written_for_the_default_number_of_strings() -> None:
 
 
 def test_a_name_that_several_models_have_carries_its_model() -> None:
-    models = (1, 701, 702, 704, 713, 714, 715, 802, 803)
+    models = (1, 701, 702, 703, 704, 711, 713, 714, 715, 802, 803)
     names = {model: {point["name"] for point in definition(model)["points"]} - {"Pad"} for model in models}
     several = {name for name, count in Counter(n for model in models for n in names[model]).items() if count > 1}
     plain = {(model, name) for model in models for name in names[model] & several if f"{model}.{name}" not in POINT}
@@ -148,7 +156,9 @@ def test_a_name_that_several_models_have_carries_its_model() -> None:
         (1500, "Prt.DCV StrVMax StrVMin StrVAvg"),
         (100, "string1.StrSoC string1.StrSoH"),
         (-40, "ModTmpMin string1.StrModTmpMin"),
-        (65, "Hz"),
+        (65, "Hz ESHzHi"),
+        (1, "Ctl1.KOf"),
+        (5000, "LLV VNomRtg"),
     ],
 )
 def test_scales_fit_a_rack_of_5_mw_and_1500_v(value: float, names: str) -> None:
@@ -204,7 +214,7 @@ def appliance(tmp_path: Path) -> Iterator[FakeAppliance]:
 
 
 def charging(appliance: FakeAppliance, sign: float = -1.0) -> None:
-    appliance.pcs = zeros(Pcs, dc_v=1101.0, dc_a=sign * 560.0, ac_w=sign * 623_000.0, ac_hz=50.02)
+    appliance.pcs = zeros(Pcs, dc_v=1101.0, dc_a=sign * 560.0, ac_w=sign * 623_000.0, ac_hz=50.02, ac_v=402.5)
     appliance.show(state=State.CHARGE_BULK, pcs_run=True)
 
 
@@ -216,6 +226,7 @@ def test_the_ac_and_dc_side_are_what_the_pcs_measures_and_discharge_is_positive(
     scan = Scan(appliance)
     assert scan.value(701, "W") == pytest.approx(sign * 623_000, abs=500)
     assert scan.value(701, "Hz") == pytest.approx(50.02)
+    assert scan.value(701, "LLV") == pytest.approx(402.5)
     assert scan.value(714, "DCA") == sign * 560
     assert scan.value(714, "DCW") == pytest.approx(sign * 1101 * 560, abs=500)
     port = scan[714].Prt[0]
@@ -228,16 +239,16 @@ def test_what_the_pcs_does_not_measure_is_none_for_a_sunspec_client(appliance: F
     charging(appliance)
     scan = Scan(appliance)
     for model, names in {
-        701: "VA Var PF A LLV LNV VL1L2 VL3 TotWhInj TotVarhAbsL3 TmpCab ThrotPct DERMode V_SF PF_SF",
-        702: "VAMaxRtg VarMaxInjRtg VNomRtg AMaxRtg NorOpCatRtg IntIslandCatRtg VAMax VNom S_SF",
+        701: "VA Var PF A LNV VL1L2 VL3 TotWhInj TotVarhAbsL3 TmpCab ThrotPct DERMode PF_SF",
+        702: "VAMaxRtg VarMaxInjRtg AMaxRtg NorOpCatRtg IntIslandCatRtg VAMax VNom S_SF",
         714: "DCWhInj DCWhAbs Tmp_SF",
     }.items():
         assert {name: getattr(scan[model], name).value for name in names.split()} == dict.fromkeys(names.split())
 
 
-@pytest.mark.parametrize("name", ["701.W", "Hz", "DCA", "DCW", "Prt.DCA", "Prt.DCV", "Prt.DCW"])
+@pytest.mark.parametrize("name", ["701.W", "Hz", "LLV", "DCA", "DCW", "Prt.DCA", "Prt.DCV", "Prt.DCW"])
 def test_without_the_pcs_there_is_no_old_value(name: str) -> None:
-    assert value_of(name, pcs=zeros(Pcs, dc_v=1101.0, dc_a=1.0, ac_w=1.0, ac_hz=50.0)) >= 1
+    assert value_of(name, pcs=zeros(Pcs, dc_v=1101.0, dc_a=1.0, ac_w=1.0, ac_hz=50.0, ac_v=400.0)) >= 1
     lost = value_of(name)
     assert lost != lost, "nan"
 
@@ -248,10 +259,19 @@ def test_ratings_and_settings_are_those_of_the_configuration(appliance: FakeAppl
         assert scan.value(702, name) == pytest.approx(rated_discharge_w(settings), abs=50), name
     for name in ("WChaRteMaxRtg", "WChaRteMax"):
         assert scan.value(702, name) == pytest.approx(rated_charge_w(settings), abs=50), name
+    assert scan.value(702, "VNomRtg") == settings.nominal_voltage == 400.0
 
 
-def test_the_only_control_mode_that_is_advertised_is_the_power_set_point(appliance: FakeAppliance) -> None:
-    assert Scan(appliance).value(702, "CtrlModes") == 1 << symbols(702, "CtrlModes")["FIXED_W"]
+def test_the_control_modes_that_are_advertised_are_those_that_work(appliance: FakeAppliance) -> None:
+    known = symbols(702, "CtrlModes")
+    wanted = 1 << known["MAX_W"] | 1 << known["FIXED_W"] | 1 << known["FREQ_WATT"]
+    assert Scan(appliance).value(702, "CtrlModes") == wanted
+
+
+def test_a_pcs_that_measures_no_voltage_shows_none(appliance: FakeAppliance) -> None:
+    appliance.pcs = zeros(Pcs, ac_v=float("nan"))
+    appliance.show(state=State.READY)
+    assert Scan(appliance)[701].LLV.value is None
 
 
 @pytest.mark.parametrize("name", ["WMax", "702.WChaRteMax", "VNom", "701.W"])

@@ -138,6 +138,8 @@ class ControlDevice:
         names = ("dv_offset_v", "bms_offset_v", "bms_offset_a", "pcs_gain", "pcs_offset_a")
         return {
             **{name: _attribute(plant, name, float) for name in names},
+            "grid_hz": _attribute(plant, "grid_hz", float),
+            "grid_v": _attribute(plant, "grid_v", float),
             "pcs_dc_v": _attribute(plant, "pcs_forced_v", float),
             "pcs_follow_pct": _attribute(plant.pcs, "follow_pct", float),
             "pcs_fault_bits": _attribute(plant.pcs, "fault_bits", int),

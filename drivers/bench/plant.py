@@ -130,6 +130,7 @@ class Plant:
         self.dv_offset_v = self.bms_offset_v = self.bms_offset_a = self.pcs_offset_a = 0.0
         self.pcs_gain = 1.0
         self.pcs_forced_v = 0.0  # what its DC voltmeter shows, 0 = the voltage
+        self.grid_hz, self.grid_v = 50.0, 400.0  # line to line
         self.dc_link_v = 0.0
         self.rack_a = 0.0
         self.alive_relay = self.safe_enable = False

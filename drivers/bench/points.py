@@ -95,6 +95,8 @@ _TABLE = (
     *(_rw(f"{d.lower()}_{what}_pct", f"Share of the {d}'s answers that {fate}, drawn with a fixed seed", 100,
           scale=0.1, unit="%")
       for d in ("BMS", "PCS") for what, fate in (("lost", "never arrive"), ("damaged", "arrive as random bytes"))),
+    _rw("grid_hz", "Frequency of the grid as the PCS measures it", 70, 40, scale=0.001, type="uint32", unit="Hz"),
+    _rw("grid_v", "Its voltage, line to line", 6000, scale=0.1, unit="V"),
 )  # fmt: skip
 
 

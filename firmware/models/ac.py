@@ -1,6 +1,6 @@
-"""Models 701 to 704, the AC side: measured by the PCS, rated by the configuration, commanded through 704.
+"""Models 701, 702 and 704, the AC side: measured by the PCS, rated by the configuration, commanded through 704.
 
-The PCS reports active power and frequency; it measures no AC voltage, current or reactive power that we read.
+The PCS reports active power, frequency and, when its profile has it, the voltage; no AC current or reactive power.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import nan
 
 from statemachine.faults import SEVERE_MASK
+from statemachine.ratings import rated_charge_w, rated_discharge_w
 from statemachine.states import CLOSED, State
 
 from ..image import Status
@@ -21,7 +22,7 @@ from ..sunspec import (
     WSetMode,
 )
 from .draft import Draft, not_implemented, of_settings, of_status, sf, text
-from .ratings import rated_charge_w, rated_discharge_w
+from .grid import DAY_S
 
 _OPERATION = {
     State.PRECHARGE: PcsOperation.STARTING,
@@ -66,7 +67,8 @@ MEASUREMENT = [
     *not_implemented("bitfield32", "DERMode"),
     Draft("W", "int16", "AC power by the PCS, + is discharge", "pcs.ac_w", unit="W", scale=1000),
     *not_implemented("int16", "VA Var PF A"),
-    *not_implemented("uint16", "LLV LNV"),
+    Draft("LLV", "uint16", "grid voltage by the PCS, line to line", "pcs.ac_v", unit="V", scale=0.1),
+    *not_implemented("uint16", "LNV"),
     Draft("Hz", "uint32", "grid frequency by the PCS", "pcs.ac_hz", unit="Hz", scale=0.001),
     *not_implemented("uint64", "TotWhInj TotWhAbs TotVarhInj TotVarhAbs"),
     *not_implemented("int16", "TmpAmb TmpCab TmpSnk TmpTrns TmpSw TmpOt"),
@@ -82,7 +84,7 @@ MEASUREMENT = [
     *not_implemented("uint16", "ThrotPct"),
     *not_implemented("bitfield32", "ThrotSrc"),
     sf("A_SF", nan),
-    sf("V_SF", nan),
+    sf("V_SF", -1),
     sf("Hz_SF", -3),
     sf("W_SF", 3),
     sf("PF_SF", nan),
@@ -104,11 +106,14 @@ CAPACITY = [
     Draft("WChaRteMaxRtg", "uint16", "rated charge power", "settings", _charge_w, unit="W", scale=100),
     Draft("WDisChaRteMaxRtg", "uint16", "rated discharge power", "settings", _discharge_w, unit="W", scale=100),
     *not_implemented(
-        "uint16", "VAChaRteMaxRtg VADisChaRteMaxRtg VNomRtg VMaxRtg VMinRtg AMaxRtg PFOvrExtRtg PFUndExtRtg "
-        "ReactSusceptRtg"
+        "uint16", "VAChaRteMaxRtg VADisChaRteMaxRtg"
     ),
+    Draft("VNomRtg", "uint16", "nominal AC voltage, line to line", "settings",
+          of_settings(lambda s: s.nominal_voltage), unit="V", scale=0.1),
+    *not_implemented("uint16", "VMaxRtg VMinRtg AMaxRtg PFOvrExtRtg PFUndExtRtg ReactSusceptRtg"),
     *not_implemented("enum16", "NorOpCatRtg AbnOpCatRtg"),
-    Draft("CtrlModes", "bitfield32", "control modes: bit 1 fixed W (704.WSet)", fixed=1 << ControlMode.FIXED_W),
+    Draft("CtrlModes", "bitfield32", "control modes: bit 0 limit (704.WMaxLimPct), 1 fixed W (704.WSet), 5 droop (711)",
+          fixed=sum(1 << mode for mode in ControlMode)),
     *not_implemented("bitfield16", "IntIslandCatRtg"),
     Draft("WMax", "uint16", _SETTING, "settings", _discharge_w, unit="W", scale=100),
     *not_implemented("uint16", "WMaxOvrExt WOvrExtPF WMaxUndExt WUndExtPF VAMax VarMaxInj VarMaxAbs"),
@@ -120,7 +125,7 @@ CAPACITY = [
     sf("PF_SF", nan),
     sf("VA_SF", nan),
     sf("Var_SF", nan),
-    sf("V_SF", nan),
+    sf("V_SF", -1),
     sf("A_SF", nan),
     sf("S_SF", nan),
 ]  # fmt: skip
@@ -128,19 +133,23 @@ CAPACITY = [
 MAX_W = 5_000_000
 SPAN_W = (-MAX_W, MAX_W)
 _PCT = (-100, 100)
-_DAY_S = 86_400
 WSET_GROUP = (
     "WSetEna", "WSetMod", "WSet", "WSetRvrt", "WSetPct", "WSetPctRvrt", "WSetEnaRvrt", "WSetRvrtTms",
 )  # fmt: skip
+LIMIT_GROUP = ("WMaxLimPctEna", "WMaxLimPct", "WMaxLimPctRvrt", "WMaxLimPctEnaRvrt", "WMaxLimPctRvrtTms")
 CONTROLS = [
     *not_implemented("enum16", "PFWInjEna PFWInjEnaRvrt"),
     *not_implemented("uint32", "PFWInjRvrtTms PFWInjRvrtRem"),
     *not_implemented("enum16", "PFWAbsEna PFWAbsEnaRvrt"),
     *not_implemented("uint32", "PFWAbsRvrtTms PFWAbsRvrtRem"),
-    *not_implemented("enum16", "WMaxLimPctEna"),
-    *not_implemented("uint16", "WMaxLimPct WMaxLimPctRvrt"),
-    *not_implemented("enum16", "WMaxLimPctEnaRvrt"),
-    *not_implemented("uint32", "WMaxLimPctRvrtTms WMaxLimPctRvrtRem"),
+    Draft("WMaxLimPctEna", "enum16", "limit of the discharge power in force", values=Ability, writable=True, fixed=0),
+    Draft("WMaxLimPct", "uint16", "the limit in % of 702.WMax", unit="%", scale=0.1, span=(0, 100), fixed=100),
+    Draft("WMaxLimPctRvrt", "uint16", "limit after the reversion time", unit="%", scale=0.1, span=(0, 100), fixed=100),
+    Draft("WMaxLimPctEnaRvrt", "enum16", "WMaxLimPctEna after the reversion time", values=Ability, writable=True,
+          fixed=0),
+    Draft("WMaxLimPctRvrtTms", "uint32", "reversion time, restarted by each write to the group; 0 = none", unit="s",
+          span=(0, DAY_S), fixed=0),
+    Draft("WMaxLimPctRvrtRem", "uint32", "reversion time left", "status.limit_remaining_s", unit="s"),
     Draft("WSetEna", "enum16", "power set-point in force in mode grid", values=Ability, writable=True, fixed=0),
     Draft("WSetMod", "enum16", "which set-point counts", values=WSetMode, writable=True, fixed=WSetMode.WATTS),
     Draft("WSet", "int32", "power set-point, - = charge", unit="W", span=SPAN_W, fixed=0),
@@ -150,7 +159,7 @@ CONTROLS = [
     Draft("WSetPctRvrt", "int16", "set-point in % after the reversion time", unit="%", scale=0.1, span=_PCT, fixed=0),
     Draft("WSetEnaRvrt", "enum16", "WSetEna after the reversion time", values=Ability, writable=True, fixed=0),
     Draft("WSetRvrtTms", "uint32", "reversion time, restarted by each write to the group; 0 = none", unit="s",
-          span=(0, _DAY_S), fixed=0),
+          span=(0, DAY_S), fixed=0),
     Draft("WSetRvrtRem", "uint32", "reversion time left", "status.wset_remaining_s", unit="s"),
     *not_implemented("enum16", "VarSetEna VarSetMod VarSetPri"),
     *not_implemented("int32", "VarSet VarSetRvrt"),
@@ -162,7 +171,7 @@ CONTROLS = [
     *not_implemented("uint16", "VarRmp"),
     *not_implemented("enum16", "AntiIslEna"),
     sf("PF_SF", nan),
-    sf("WMaxLimPct_SF", nan),
+    sf("WMaxLimPct_SF", -1),
     sf("WSet_SF", 0),
     sf("WSetPct_SF", -1),
     sf("VarSet_SF", nan),

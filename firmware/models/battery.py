@@ -7,6 +7,7 @@ from math import nan
 from operator import attrgetter
 
 from statemachine.faults import SEVERE_MASK
+from statemachine.ratings import nominal_v, rated_charge_w, rated_discharge_w
 from statemachine.states import CHARGING, CLOSED, OPEN, State
 
 from ..image import Status
@@ -38,7 +39,6 @@ from .draft import (
     shown,
     text,
 )
-from .ratings import nominal_v, rated_charge_w, rated_discharge_w
 
 
 def _energy_wh(s: Sources) -> float:

@@ -15,7 +15,7 @@ from statemachine.signals import Bms, Clock, Guard, Pcs
 from ..image import Links, Status
 
 UNIT, BASE = 1, 40000
-RESERVED_MODEL, VENDOR_MODEL = 64989, 64990
+VENDOR_MODEL = 64990
 _PAD = b"\x80\x00"
 _BITFIELD = 0x7FFFFFFF
 """SunSpec: in a bitfield32 whose highest bit is set nothing counts."""
@@ -134,9 +134,10 @@ def reserve(name: str, words: int) -> Draft:
 SHARED = frozenset((
     "A", "A_SF", "CellV_SF", "CellVMax", "CellVMin", "CtrlHb", "Hz_SF", "LocRemCtl", "PF_SF", "SoC", "SoC_SF", "SoH",
     "SoH_SF", "State", "Tmp_SF", "V", "V_SF", "VA_SF", "Var_SF", "VMax", "VMin", "W", "W_SF", "WChaRteMax",
-    "WDisChaRteMax", "WHRtg",
+    "WDisChaRteMax", "WHRtg", "Ena", "RvrtTms", "RvrtRem", "RvrtCtl",
 ))  # fmt: skip
-"""Names that more than one model of the complete map (1, 701-704, 711, 713-715, 802, 803, vendor) uses."""
+"""Names that more than one model of the map (1, 701-704, 711, 713-715, 802, 803, vendor) uses, or that say too little
+without their model."""
 _PLAIN = (("802", "WChaRteMax"), ("802", "WDisChaRteMax"))
 """Published under their plain names before 702 was served."""
 
@@ -183,12 +184,6 @@ def placed(drafts: Iterable[Draft], label: str, address: int, unit: int = UNIT) 
     for draft in drafts:
         rows.append(_place(draft, label, rows[-1].point.end if rows else address, unit))
     return rows
-
-
-def spanning(first: int, end: int) -> list[Row]:
-    """A reserve model from `first` up to `end`: a scan walks through it."""
-    length = end - first - 2
-    return model(RESERVED_MODEL, first, length, [reserve(f"Reserved{first}", length)], f"Reserved{first}")
 
 
 def marker(address: int, unit: int = UNIT) -> Row:

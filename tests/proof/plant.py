@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from rig import ARMED, CLOCK, LINES, STORE, settings
 
-from statemachine import charge, contactors, latch, loops, wishes
+from statemachine import charge, contactors, grid, latch, loops, wishes
 from statemachine.contactors import Coils, Phase
 from statemachine.core import SERVICE_PRESS_MS, Memory
 from statemachine.delta import Delta
 from statemachine.faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, STOP_MASK, TRIP_MASK
+from statemachine.reversion import Reversion
 from statemachine.signals import Bms, Command, Guard, GuardTrip, Inputs, LimitReason, Lines, Mode, Pcs
 from statemachine.states import OPEN, State
 from statemachine.table import TIMEOUTS_S
@@ -77,6 +78,7 @@ class World(NamedTuple):
     current: str = "follows"
     server: str = "alive"
     settings: str = "same"
+    service: str = "permitted"
     dt_ms: float = SCAN_MS
 
 
@@ -96,12 +98,13 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "current": ("flows", "rests"),
     "server": ("silent",),
     "settings": ("wider",),
+    "service": ("not permitted",),
     "dt_ms": (WHILE_MS, AGES_MS),
 }
 PROBES = ("settings",)
 """Checked at every node, and not followed."""
 PAIRED: dict[str, tuple[Any, ...]] = {
-    **{name: CHANGES[name] for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server")},
+    **{name: CHANGES[name] for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "service")},
     "chain": ("kill-switch open",),
     "feedback": CHANGES["feedback"],
     "command": ("OFF", "CHARGE", "DISCHARGE", "SERVICE"),
@@ -111,6 +114,7 @@ PAIRED: dict[str, tuple[Any, ...]] = {
     "current": ("flows",),
     "dt_ms": (WHILE_MS,),
 }
+GRIDS = {"permitted": grid.DEFAULT, "not permitted": grid.DEFAULT._replace(service_permitted=False)}
 HEALTHY = World()
 
 
@@ -143,7 +147,8 @@ class Node(NamedTuple):
 
     memory: Memory
     command: str = "OFF"
-    void: int = 2  # the command that stands was there with a latched fault (1), or in INIT or a fault state (2)
+    void: int = 2  # the command that stands was there with a latched fault (1), or in INIT, a fault state or without
+    # permission to serve (2)
     owes_ack: bool = False
     owes_reset: bool = False
     locked: int = 0  # a lockout still wants: 1 the service press, 2 the acknowledge
@@ -210,7 +215,19 @@ def _pcs(node: Node, world: World) -> Pcs:
     linked = node.memory.coils.pre or node.memory.coils.pos
     dc_v = (1200.0 if linked else 0.0) - (20.0 if world.link != "follows" else 0.0)
     return Pcs(
-        2, 100.0, dc_v, _current_a(node, world), 0.0, 50.0, 3 if world.pcs == "fault" else 2, 0, AH, AH, True, 0.0
+        2,
+        100.0,
+        dc_v,
+        _current_a(node, world),
+        0.0,
+        50.0,
+        400.0,
+        3 if world.pcs == "fault" else 2,
+        0,
+        AH,
+        AH,
+        True,
+        0.0,
     )
 
 
@@ -221,7 +238,7 @@ def inputs(node: Node, world: World) -> tuple[Inputs, str]:
         _lines(node, world), _bms(node, world), 1e5 if world.bms == "stale" else 5.0,
         _pcs(node, world), 1e5 if world.pcs == "stale" else 5.0, command, 5000.0 if world.server == "silent" else 0.0,
         GUARDS[world.guard], 0.0, STORE, 0.0, CLOCK, 0.0, WIDER if world.settings == "wider" else SETTINGS,
-        3 if world.cause == "trip" else 0, False,
+        3 if world.cause == "trip" else 0, False, GRIDS[world.service],
     ), name  # fmt: skip
 
 
@@ -314,8 +331,14 @@ def _wishes(w: wishes.Wishes, command: str) -> wishes.Wishes:
         return wishes.Wishes()
     return wishes.Wishes(
         seq=1, mode=Mode(COMMANDS[command][0]), voided_seq=1 if w.voided_seq == w.seq else 0, heartbeat=0,
-        wset_version=0,
+        wset=Reversion(0),
     )  # fmt: skip
+
+
+def _service(now: grid.Service) -> grid.Service:
+    """Delay and ramp are 0 here and the droop is off, so that only the bound of ceasing counts."""
+    ceased_ms = grid.CEASE_MS if now.ceased_ms >= grid.CEASE_MS else 0.0
+    return grid.Service(inside=True, ceased_ms=ceased_ms, limit=Reversion(0), droop=Reversion(0))
 
 
 def _sequence(m: Memory) -> contactors.Sequence:
@@ -327,7 +350,7 @@ def _sequence(m: Memory) -> contactors.Sequence:
 KNOWN = {
     "state", "in_state_ms", "now_ms", "settings", "offered", "latches", "sequence", "coils", "coils_ms", "delta", "law",
     "limits", "demand_a", "expected_a", "wishes", "finished", "ack_count", "pressed_ms", "ceiling_ms", "tail_ms",
-    "under_load", "inrush", "balance_over", "loops", "chatter", "wear",
+    "under_load", "inrush", "balance_over", "loops", "chatter", "wear", "service", "droop",
 }  # fmt: skip
 """Fields of the memory that `canonical` knows; a new one has to be given its classes there first."""
 
@@ -380,6 +403,7 @@ def canonical(m: Memory, command: str) -> Memory:
         ceiling_ms=1000.0 if m.ceiling_ms >= 1000.0 else 0.0,
         tail_ms=5000.0 if m.tail_ms >= 5000.0 else 0.0,
         loops=_LOOPS,
+        service=_service(m.service),
     )
 
 

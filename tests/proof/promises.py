@@ -1,4 +1,4 @@
-"""What must hold after every scan of the core: the ten invariants of the design, judged from inputs and outputs.
+"""What must hold after every scan of the core: the ten invariants of the design, and what the grid may ask.
 
 A witness (the last fields of `Node`) remembers by itself what was acknowledged, reset and commanded since the fault;
 it never asks the latch cells or the command side of the core.
@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
 
-from statemachine import detect
+from statemachine import detect, grid
 from statemachine.contactors import COILS, Coils, Phase
 from statemachine.core import RESET_PRESS_MS, SERVICE_PRESS_MS, Memory
 from statemachine.faults import LOCKOUT_MASK, SEVERE_MASK, TRIP_MASK
@@ -65,6 +65,8 @@ def witness(s: Step, command: str) -> Node:
         locked &= ~(bool(pressed) | 2 * bool(s.world.ack and s.inputs.command is not None))
     void = max(_void(s), bool(o.faults_latched))
     if not {o.state, s.was.state}.isdisjoint(VOIDING):
+        void = 2
+    if s.world.service != "permitted" and command != "SERVICE":
         void = 2
     return Node(s.after, command, void, owes_ack, owes_reset, locked)
 
@@ -141,6 +143,8 @@ def _opening(s: Step) -> str | None:
         return None
     if s.was.state is State.STOPPING and s.was.in_state_ms >= s.settings.stop_time_limit * 1000.0:
         return None
+    if s.was.state is State.STOPPING and s.after.service.ceased_ms >= grid.CEASE_MS:
+        return None
     meter = s.inputs.bms.rack_a if s.inputs.bms and s.world.bms != "stale" else None
     if meter is None and s.inputs.pcs and s.world.pcs != "stale":
         meter = s.inputs.pcs.dc_a
@@ -188,6 +192,18 @@ def _time(s: Step) -> str | None:
     return None
 
 
+def _grid(s: Step) -> str | None:
+    """What was commanded while service is not permitted is void as well: `witness` sees to it."""
+    o = s.out
+    if s.world.service == "permitted":
+        return None
+    if o.setpoint_a or o.state in CLOSED - {State.STOPPING} or o.state is State.PRECHARGE:
+        return "11: service is not permitted, and something closes, stays closed or flows"
+    if s.coils != OFF and s.was.service.ceased_ms >= grid.CEASE_MS:
+        return "11: service is not permitted, and the contactors do not open in time"
+    return None
+
+
 def _service(s: Step) -> str | None:
     if s.out.state is State.SERVICE is not s.was.state:
         open_now = s.inputs.lines[5:8] == (False, False, False)
@@ -210,7 +226,7 @@ def _configuration(s: Step) -> str | None:
     return None
 
 
-PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _service, _configuration)
+PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _grid, _service, _configuration)
 
 
 def broken(s: Step) -> str | None:

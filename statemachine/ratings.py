@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statemachine.settings import Settings
+from .settings import Settings
 
 
 def nominal_v(settings: Settings) -> float:
@@ -16,5 +16,5 @@ def rated_charge_w(settings: Settings) -> float:
 
 
 def rated_discharge_w(settings: Settings) -> float:
-    """Highest configured discharge current at the nominal voltage."""
+    """Highest configured discharge current at the nominal voltage: 702.WMax, 1 pu of the grid functions."""
     return min(settings.max_discharge_current, settings.max_discharge_rate * settings.rated_ah) * nominal_v(settings)
