@@ -34,6 +34,12 @@ WHY: dict[Why, str] = {
     Why.NO_SUCH_REGISTER: "no such register",
     Why.BMS_ALARM: "the BMS has a stop or trip alarm; read its alarm bits",
     Why.PCS_FAULT: "the PCS reports a fault; clear it at the PCS first",
+    Why.LOCAL_CONTROL: "the key switch is at LOCAL; turn it to REMOTE and write a new CmdSeq",
+    Why.STALE_EPOCH: "Epoch and CmdSeq are not above the highest accepted; another master may have taken over",
+    Why.EPOCH_REQUIRED: "redundant masters command: write Epoch, CmdSeq and ValidMs together; Epoch 0 only in SERVICE",
+    Why.VALIDITY_OVER: "no frame came within ValidMs and 3 s; write the next one",
+    Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
+    Why.EPOCH_NOT_SAVED: "the disk does not take the new Epoch; look after the state directory",
 }
 assert set(WHY) == set(Why)
 

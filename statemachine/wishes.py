@@ -1,4 +1,4 @@
-"""What the site controller's command means in this scan: newness, refusal, heartbeat, reversion."""
+"""What the site controller's command means in this scan: newness, refusal, heartbeat, validity, reversion."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from .signals import Command, LossPolicy, Mode, Result, Why
 from .states import CLOSED, State
 
 SERVER_STALE_MS = 2000.0
+HOLD_MS = 3000.0
+"""A frame whose validity is over is held for this long: redundant masters were measured to take over in 2.2 s."""
 VOIDING = frozenset({State.INIT, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT})
 """A command that was there in one of these never acts afterwards: a newer CmdSeq is needed."""
 OPENING = frozenset({State.ISOLATED, State.STOPPING})
@@ -20,9 +22,9 @@ Content = tuple[int, float, float, float]  # mode, W, C-rate, target
 class Wishes(NamedTuple):
     """Memory of the command side."""
 
-    seq: int = -1
+    seq: int = -1  # Command.number, as last judged
     mode: int = Mode.OFF  # as last judged
-    voided_seq: int = -1
+    voided_seq: int = -1  # Command.number of the command that is out of force
     result: Result = Result.NONE
     why: Why = Why.NONE
     heartbeat: int = -1
@@ -31,6 +33,9 @@ class Wishes(NamedTuple):
     wset_version: int = -1
     wset_left_ms: float = 0.0
     wset_reverted: int = 0
+    frame_ms: float = 0.0  # since the frame in force came; counted for one with a validity
+    expired: bool = False  # its validity and the hold time are over
+    remote: bool = True  # the key switch
 
 
 class Wish(NamedTuple):
@@ -68,47 +73,66 @@ def _reversion(w: Wishes, c: Command, dt_ms: float) -> Wishes:
     return w._replace(wset_left_ms=left, wset_reverted=w.wset_reverted if left else c.wset_version)
 
 
+def _validity(w: Wishes, c: Command, dt_ms: float) -> Wishes:
+    """A frame with a validity ages by scans from the one on in which it is seen; a new number is a new frame."""
+    if c.number != w.seq or not c.valid_ms:
+        return w._replace(frame_ms=0.0, expired=False)
+    aged_ms = w.frame_ms + dt_ms
+    return w._replace(frame_ms=aged_ms, expired=aged_ms > c.valid_ms + HOLD_MS)
+
+
 def _void(w: Wishes, c: Command, state: State) -> Wishes:
-    """Takes the command out of force where the state or a lost heartbeat demands it."""
+    """Takes the command out of force where state, key switch, a lost heartbeat or the end of its validity demand it."""
     if state in VOIDING:
-        return w._replace(voided_seq=c.seq)
-    if w.lost and c.loss_policy != LossPolicy.HOLD and w.voided_seq != c.seq:
-        return w._replace(voided_seq=c.seq, why=Why.HEARTBEAT_LOST)
+        return w._replace(voided_seq=c.number)
+    if w.voided_seq == c.number:
+        return w
+    if not w.remote and c.mode not in (Mode.OFF, Mode.SERVICE):
+        return w._replace(voided_seq=c.number, why=Why.LOCAL_CONTROL)
+    if w.lost and c.loss_policy != LossPolicy.HOLD:
+        return w._replace(voided_seq=c.number, why=Why.HEARTBEAT_LOST)
+    if w.expired:
+        return w._replace(voided_seq=c.number, why=Why.VALIDITY_OVER)
     return w
 
 
 def _judge(w: Wishes, c: Command, state: State, permit: Why) -> Wishes:
     """Accepts or rejects a command that is new or changed its mode; a rejected one never acts later."""
-    if (c.seq, c.mode) == (w.seq, w.mode):
+    if (c.number, c.mode) == (w.seq, w.mode):
         return w
-    why = refusal(c.mode, state, permit)
+    why = refusal(c.mode, state, permit, w.remote)
     if why is Why.NONE and c.mode != Mode.OFF:
-        why = Why.SEQ_NOT_NEW if c.seq == w.voided_seq else Why.HEARTBEAT_LOST if w.lost else Why.NONE
-    w = w._replace(seq=c.seq, mode=c.mode, why=why, result=Result.REJECTED if why else Result.ACCEPTED)
-    return w._replace(voided_seq=c.seq) if why else w
+        why = Why.SEQ_NOT_NEW if c.number == w.voided_seq else Why.HEARTBEAT_LOST if w.lost else Why.NONE
+    w = w._replace(seq=c.number, mode=c.mode, why=why, result=Result.REJECTED if why else Result.ACCEPTED)
+    return w._replace(voided_seq=c.number) if why else w
 
 
 def _kept(w: Wishes, c: Command, state: State) -> Mode:
-    """The mode while the command is void: closed contactors stay closed at 0 A, and SERVICE is left by OFF only."""
+    """The mode while the command is void: closed contactors stay closed at 0 A, and SERVICE is left by OFF only.
+
+    In LOCAL they open: who turned the key wants to work at the rack.
+    """
     if state is State.SERVICE:
         return Mode.SERVICE
-    isolate = w.lost and c.loss_policy == LossPolicy.ISOLATE
+    isolate = not w.remote or (w.lost and c.loss_policy == LossPolicy.ISOLATE)
     return Mode.READY if state in CLOSED and state is not State.STOPPING and not isolate else Mode.OFF
 
 
-def step(w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, dt_ms: float) -> tuple[Wishes, Wish]:
+def step(
+    w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, remote: bool, dt_ms: float
+) -> tuple[Wishes, Wish]:
     """One scan of the command side."""
-    w = _heartbeat(w, c, age_ms, dt_ms)
+    w = _heartbeat(w._replace(remote=remote), c, age_ms, dt_ms)
     if c is None:
         return w, IDLE
-    w = _reversion(w, c, dt_ms)
+    w = _validity(_reversion(w, c, dt_ms), c, dt_ms)
     w = _judge(w, c, state, permit)
     w = _void(w, c, state)
-    if state in OPENING and permit and c.seq != w.voided_seq and c.mode != Mode.SERVICE:
-        w = w._replace(voided_seq=c.seq)  # OFF's number too: it cannot close anything later
+    if state in OPENING and permit and c.number != w.voided_seq and c.mode != Mode.SERVICE:
+        w = w._replace(voided_seq=c.number)  # OFF's number too: it cannot close anything later
         if Mode.READY <= c.mode <= Mode.GRID:
             w = w._replace(result=Result.REJECTED, why=permit)
-    mode = _kept(w, c, state) if c.seq == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
+    mode = _kept(w, c, state) if c.number == w.voided_seq and c.mode != Mode.OFF else Mode(c.mode)
     reverted = w.wset_reverted == c.wset_version and w.wset_version > 0
     enabled = c.wset_revert_enabled if reverted else c.wset_enabled
     wset_w = c.wset_revert_w if reverted else c.wset_w

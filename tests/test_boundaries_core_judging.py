@@ -272,6 +272,8 @@ def test_a_failed_loop_leaves_half_the_rate() -> None:
         ({"guard_age_ms": detect.GUARD_SILENT_MS}, Why.NONE),
         ({"guard_age_ms": detect.GUARD_SILENT_MS + 0.1}, Why.GUARD_NOT_ARMED),
         ({"lines": INPUTS.lines._replace(interlocks=0xFE)}, Why.INTERLOCK_OPEN),
+        ({"lines": INPUTS.lines._replace(interlocks=0xFE, remote=False)}, Why.INTERLOCK_OPEN),
+        ({"lines": INPUTS.lines._replace(remote=False)}, Why.LOCAL_CONTROL),
     ],
 )
 def test_what_forbids_closing(changes: dict[str, Any], why: Why) -> None:

@@ -154,7 +154,7 @@ def test_a_power_set_point_is_shown_while_it_is_in_force() -> None:
 
 # registers Interlocks and StatusBits
 
-NO_LINES = Lines(False, False, False, False, 0, False, False, False, (13.0,) * 8, 0.0, False, False, False)
+NO_LINES = Lines(False, False, False, False, 0, False, False, False, (13.0,) * 8, 0.0, False, False, False, True)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,14 @@ def test_interlocks_and_guard_in_the_interlocks_register() -> None:
     assert core._interlock_bits(quiet._replace(guard=ARMED)) == 1 << InterlockBit.GUARD_ARMED
     assert core._interlock_bits(quiet._replace(guard=ARMED._replace(armed=False))) == 0
     assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(interlocks=1, kill_ok=True))) == 0x101
+    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(remote=False))) == 1 << InterlockBit.KEY_LOCAL
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(-1, 0), (0, 0), (2**32 - 1, 2**32 - 1), (9 * 2**32, 0), (9 * 2**32 + 7, 7)]
+)
+def test_the_answer_names_the_sequence_without_the_epoch(number: int, shown: int) -> None:
+    assert put_out(CHARGING._replace(wishes=CHARGING.wishes._replace(seq=number))).ack_seq == shown
 
 
 PLAIN = CHARGING._replace(delta=Delta())

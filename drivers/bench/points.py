@@ -95,6 +95,7 @@ _TABLE = (
     *(_rw(f"{d.lower()}_{what}_pct", f"Share of the {d}'s answers that {fate}, drawn with a fixed seed", 100,
           scale=0.1, unit="%")
       for d in ("BMS", "PCS") for what, fate in (("lost", "never arrive"), ("damaged", "arrive as random bytes"))),
+    _rw("key_local", "1 = the key switch is turned to LOCAL: its line has no voltage", 1),
 )  # fmt: skip
 
 

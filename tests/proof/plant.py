@@ -76,6 +76,7 @@ class World(NamedTuple):
     soc: str = "middle"
     current: str = "follows"
     server: str = "alive"
+    key: str = "remote"
     settings: str = "same"
     dt_ms: float = SCAN_MS
 
@@ -95,13 +96,14 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "soc": tuple(name for name in SOC if name != "middle"),
     "current": ("flows", "rests"),
     "server": ("silent",),
+    "key": ("local",),
     "settings": ("wider",),
     "dt_ms": (WHILE_MS, AGES_MS),
 }
 PROBES = ("settings",)
 """Checked at every node, and not followed."""
 PAIRED: dict[str, tuple[Any, ...]] = {
-    **{name: CHANGES[name] for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server")},
+    **{name: CHANGES[name] for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "key")},
     "chain": ("kill-switch open",),
     "feedback": CHANGES["feedback"],
     "command": ("OFF", "CHARGE", "DISCHARGE", "SERVICE"),
@@ -143,7 +145,7 @@ class Node(NamedTuple):
 
     memory: Memory
     command: str = "OFF"
-    void: int = 2  # the command that stands was there with a latched fault (1), or in INIT or a fault state (2)
+    void: int = 2  # the command that stands was there with a latched fault (1), or in INIT, a fault state or LOCAL (2)
     owes_ack: bool = False
     owes_reset: bool = False
     locked: int = 0  # a lockout still wants: 1 the service press, 2 the acknowledge
@@ -163,7 +165,7 @@ def _command(node: Node, world: World) -> tuple[Command | None, str]:
     mode, w, c_rate, target = COMMANDS[name]
     ack = max(0, node.memory.ack_count) + world.ack
     return Command(
-        seq, mode, w, c_rate, target, 0, False, 10.0, 0, ack, 0, False, 0.0, 0.0, False, 0.0, False,
+        seq, mode, w, c_rate, target, 0, False, 10.0, 0, ack, 0, False, 0.0, 0.0, False, 0.0, False, 0, 0,
     ), name  # fmt: skip
 
 
@@ -186,6 +188,7 @@ def _lines(node: Node, world: World) -> Lines:
         out_pos=node.memory.coils.pos,
         out_pre=node.memory.coils.pre,
         loops_age_ms=min(world.dt_ms, 100.0),
+        remote=world.key == "remote",
     )
 
 

@@ -1,4 +1,4 @@
-"""What must hold after every scan of the core: the ten invariants of the design, judged from inputs and outputs.
+"""What must hold after every scan of the core: the invariants of design and key switch, judged from inputs and outputs.
 
 A witness (the last fields of `Node`) remembers by itself what was acknowledged, reset and commanded since the fault;
 it never asks the latch cells or the command side of the core.
@@ -65,6 +65,12 @@ def witness(s: Step, command: str) -> Node:
         locked &= ~(bool(pressed) | 2 * bool(s.world.ack and s.inputs.command is not None))
     void = max(_void(s), bool(o.faults_latched))
     if not {o.state, s.was.state}.isdisjoint(VOIDING):
+        void = 2
+    if (
+        s.world.key == "local"
+        and s.inputs.command is not None
+        and s.inputs.command.mode not in (Mode.OFF, Mode.SERVICE)
+    ):
         void = 2
     return Node(s.after, command, void, owes_ack, owes_reset, locked)
 
@@ -210,7 +216,12 @@ def _configuration(s: Step) -> str | None:
     return None
 
 
-PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _service, _configuration)
+def _key_switch(s: Step) -> str | None:
+    running = s.out.state is State.PRECHARGE or s.out.state in CLOSED - {State.STOPPING}
+    return "11: LOCAL, and the rack closes or does not stop" if s.world.key == "local" and running else None
+
+
+PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _service, _configuration, _key_switch)
 
 
 def broken(s: Step) -> str | None:
