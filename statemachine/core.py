@@ -191,7 +191,7 @@ def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: In
         return Why.GUARD_NOT_ARMED
     if not detect.interlocks_closed(inputs.lines, s):
         return Why.INTERLOCK_OPEN
-    return Why.NONE if inputs.lines.remote else Why.LOCAL_CONTROL
+    return Why.NONE if inputs.lines.remote and m.wishes.remote else Why.LOCAL_CONTROL
 
 
 def _guard_heard(inputs: Inputs) -> bool:
@@ -445,7 +445,7 @@ def _demand(m: Memory, limits: charge.Limits, s: Settings, charging: bool, disch
     return min(max(demand_a, -limits.available_charge_c * s.rated_ah), limits.available_discharge_c * s.rated_ah)
 
 
-def _interlock_bits(inputs: Inputs) -> int:
+def _interlock_bits(inputs: Inputs, remote: bool) -> int:
     lines: Lines = inputs.lines
     flags = {
         InterlockBit.KILL_OK: lines.kill_ok,
@@ -456,7 +456,7 @@ def _interlock_bits(inputs: Inputs) -> int:
         InterlockBit.FEEDBACK_PRE: lines.fb_pre,
         InterlockBit.RESET_PRESSED: lines.reset_pressed,
         InterlockBit.GUARD_ARMED: inputs.guard is not None and inputs.guard.armed,
-        InterlockBit.KEY_LOCAL: not lines.remote,
+        InterlockBit.KEY_LOCAL: not remote,
     }
     return lines.interlocks | sum(1 << bit for bit, on in flags.items() if on)
 
@@ -518,7 +518,7 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         wset_reverted=m.wishes.wset_reverted,
         dv_v=m.delta.dv_v,
         precharge_tries=m.sequence.tries,
-        interlocks=_interlock_bits(inputs),
+        interlocks=_interlock_bits(inputs, m.wishes.remote),
         settings_revision=m.settings.revision if m.settings else 0,
         wear=m.wear,
         events=tuple(events),

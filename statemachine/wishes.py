@@ -11,6 +11,8 @@ from .states import CLOSED, State
 SERVER_STALE_MS = 2000.0
 HOLD_MS = 3000.0
 """A frame whose validity is over is held for this long: redundant masters were measured to take over in 2.2 s."""
+REMOTE_MS = 1000.0
+"""LOCAL acts in the scan that sees it, REMOTE after it stood for this long: a loose wire is LOCAL, and told once."""
 VOIDING = frozenset({State.INIT, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT})
 """A command that was there in one of these never acts afterwards: a newer CmdSeq is needed."""
 OPENING = frozenset({State.ISOLATED, State.STOPPING})
@@ -35,7 +37,8 @@ class Wishes(NamedTuple):
     wset_reverted: int = 0
     frame_ms: float = 0.0  # since the frame in force came; counted for one with a validity
     expired: bool = False  # its validity and the hold time are over
-    remote: bool = True  # the key switch
+    remote: bool = True  # the key switch, as it counts
+    remote_ms: float = REMOTE_MS  # how long it has been seen at REMOTE, up to REMOTE_MS
 
 
 class Wish(NamedTuple):
@@ -51,6 +54,11 @@ class Wish(NamedTuple):
 
 
 IDLE = Wish(Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
+
+
+def _key(w: Wishes, remote: bool, dt_ms: float) -> Wishes:
+    stood_ms = min(REMOTE_MS, w.remote_ms + dt_ms) if remote else 0.0
+    return w._replace(remote=stood_ms >= REMOTE_MS, remote_ms=stood_ms)
 
 
 def _heartbeat(w: Wishes, c: Command | None, age_ms: float, dt_ms: float) -> Wishes:
@@ -122,7 +130,7 @@ def step(
     w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, remote: bool, dt_ms: float
 ) -> tuple[Wishes, Wish]:
     """One scan of the command side."""
-    w = _heartbeat(w._replace(remote=remote), c, age_ms, dt_ms)
+    w = _heartbeat(_key(w, remote, dt_ms), c, age_ms, dt_ms)
     if c is None:
         return w, IDLE
     w = _validity(_reversion(w, c, dt_ms), c, dt_ms)

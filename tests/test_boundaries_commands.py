@@ -61,7 +61,7 @@ def command(**changes: Any) -> Command:
 
 
 def test_at_the_start_nothing_was_commanded() -> None:
-    assert Wishes() == (-1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, -1, 0.0, 0, 0.0, False, True)
+    assert Wishes() == (-1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, -1, 0.0, 0, 0.0, False, True, 1000.0)
     assert IDLE == (Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
 
 
@@ -253,10 +253,25 @@ def test_version_zero_was_never_written_and_never_reverts() -> None:
 # the key switch
 
 
-def test_the_key_is_remembered_as_it_was_seen_also_without_a_server() -> None:
-    for remote in (False, True):
-        assert judged(None, KNOWN._replace(remote=not remote), remote=remote)[0] == KNOWN._replace(remote=remote)
-        assert judged(command(mode=Mode.OFF), KNOWN._replace(mode=Mode.OFF), remote=remote)[0].remote is remote
+@pytest.mark.parametrize("c", [None, command(mode=Mode.OFF)])
+@pytest.mark.parametrize(
+    ("stood_ms", "seen", "counts", "stands_ms"),
+    [
+        (1000.0, True, True, 1000.0),
+        (1000.0, False, False, 0.0),
+        (0.0, False, False, 0.0),
+        (0.0, True, False, 10.0),
+        (989.0, True, False, 999.0),
+        (990.0, True, True, 1000.0),
+        (995.0, True, True, 1000.0),
+    ],
+)
+def test_local_counts_at_once_and_remote_after_a_second_also_without_a_server(
+    c: Command | None, stood_ms: float, seen: bool, counts: bool, stands_ms: float
+) -> None:
+    was = KNOWN._replace(mode=Mode.OFF, remote=not counts, remote_ms=stood_ms)
+    after, _ = judged(c, was, remote=seen)
+    assert (after.remote, after.remote_ms) == (counts, stands_ms)
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -278,6 +293,7 @@ def test_what_local_took_out_of_force_stays_out_and_is_said_once() -> None:
     void, _ = judged(command(), remote=False)
     after, wish = judged(command(), void._replace(why=Why.BMS_ALARM), remote=False)
     assert (after.why, wish.mode) == (Why.BMS_ALARM, Mode.OFF)
+    void = void._replace(remote_ms=990.0)
     after, wish = judged(command(mode=Mode.CHARGE), void, State.ISOLATED)
     assert (after.result, after.why, wish.mode) == (Result.REJECTED, Why.SEQ_NOT_NEW, Mode.OFF)
     after, wish = judged(command(seq=8), void, State.ISOLATED)

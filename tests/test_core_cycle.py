@@ -328,8 +328,21 @@ def test_the_key_at_local_stops_the_rack_in_order_and_at_remote_closes_nothing(v
     rig.send(mode=2).scan(100)
     assert (rig.state(), rig.o.ack_result, rig.o.ack_why) == (State.ISOLATED, Result.REJECTED, Why.LOCAL_CONTROL)
     rig.lines = rig.lines._replace(remote=True)
+    assert rig.scan(990).o.permit == Why.LOCAL_CONTROL
     assert rig.scan(20_000).state() is State.ISOLATED
     rig.send().until(State.CHARGE_RAMP, 20_000)
+    assert [a for kind, a, _ in rig.events if kind == EventKind.KEY_SWITCH] == [0, 1]
+
+
+def test_a_loose_wire_of_the_key_is_local_and_one_line_in_the_log() -> None:
+    rig = Rig().charging()
+    for remote in (False, True) * 500:
+        rig.lines = rig.lines._replace(remote=remote)
+        rig.scan(50)
+    assert rig.state() is State.ISOLATED
+    assert [a for kind, a, _ in rig.events if kind == EventKind.KEY_SWITCH] == [0]
+    rig.lines = rig.lines._replace(remote=True)
+    rig.scan(1000)
     assert [a for kind, a, _ in rig.events if kind == EventKind.KEY_SWITCH] == [0, 1]
 
 
@@ -394,7 +407,7 @@ def test_limits_win_over_every_frame() -> None:
     rig.bms_changes = {"charge_max_a": 50.0}
     for _ in range(50):
         frames(rig, 200)
-        assert rig.o.setpoint_a >= -50.0 - 1e-6 or rig.now_ms - rig.bms_at > 100.0
+        assert rig.o.setpoint_a >= -50.0 - 1e-6
 
 
 def test_the_same_inputs_give_the_same_outputs() -> None:

@@ -36,7 +36,7 @@ class Master:
         self.sent_s = 0.0
 
     def again(self) -> int:
-        """The last frame once more. Exception code, 0 = taken, DOWN = nobody answers, not on a new connection either."""
+        """The last frame once more. Exception code, 0 = taken, DOWN = nobody answers on a new connection either."""
         for _ in range(2):
             try:
                 if self._site is None:

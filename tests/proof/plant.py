@@ -317,7 +317,7 @@ def _wishes(w: wishes.Wishes, command: str) -> wishes.Wishes:
         return wishes.Wishes()
     return wishes.Wishes(
         seq=1, mode=Mode(COMMANDS[command][0]), voided_seq=1 if w.voided_seq == w.seq else 0, heartbeat=0,
-        wset_version=0,
+        wset_version=0, remote=w.remote, remote_ms=wishes.REMOTE_MS if w.remote else 0.0,
     )  # fmt: skip
 
 
