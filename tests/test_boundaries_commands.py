@@ -376,3 +376,8 @@ def test_a_lost_heartbeat_is_named_before_the_validity() -> None:
     assert judged(silent, IN_FORCE._replace(frame_ms=1e4))[0].why is Why.HEARTBEAT_LOST
     holding = silent._replace(loss_policy=LossPolicy.HOLD)
     assert judged(holding, IN_FORCE._replace(frame_ms=1e4))[0].why is Why.VALIDITY_OVER
+
+
+def test_in_mode_grid_the_power_is_part_of_what_is_commanded() -> None:
+    _, wish = judged(command(mode=Mode.GRID, w=-2e5), KNOWN._replace(mode=Mode.GRID))
+    assert wish.content == (Mode.GRID, -2e5, 0.0, 0.0)
