@@ -25,23 +25,27 @@ class Line(NamedTuple):
     number: int
     role: Role | None = None  # who drives it; None = input
     edges: bool = False  # its edges are reported to the guard
+    absent_level: int = 0  # what it reads on a board that does not have it
 
 
 _INPUTS = (
     "kill_switch", "tamper", "reset_button", *(f"interlock_{n}" for n in range(1, 9)), "fb_neg", "fb_pos", "fb_pre",
-    "insulation",
+    "insulation", "local_remote",
 )  # fmt: skip
 _CONTROLLER = ("coil_neg", "coil_pos", "coil_pre", "led_run", "led_charge", "led_comm", "led_fault", "led_kill")
 _GUARD = ("safe_enable", "alive")
 
-INPUTS: tuple[Line, ...] = tuple(Line(name, number, edges=number < 3) for number, name in enumerate(_INPUTS))
+INPUTS: tuple[Line, ...] = tuple(
+    Line(name, number, edges=number < 3, absent_level=int(name == "local_remote"))
+    for number, name in enumerate(_INPUTS)
+)
 OUTPUTS: tuple[Line, ...] = (
     *(Line(name, 16 + at, "controller") for at, name in enumerate(_CONTROLLER)),
     *(Line(name, 24 + at, "guard") for at, name in enumerate(_GUARD)),
 )
 LINES: dict[str, Line] = {line.name: line for line in (*INPUTS, *OUTPUTS)}
 """Level 1 is the healthy, closed circuit of kill_switch, tamper, interlock_n and insulation, the pressed reset_button,
-the closed contactor of fb_*, and the energised output."""
+the closed contactor of fb_*, the key switch local_remote at REMOTE, and the energised output."""
 
 
 def _pin_info(line: Line) -> Any:

@@ -1,6 +1,7 @@
 """Boards as data: one TOML file a board says which kernel line is which line of ours, and which converter reads a loop.
 
-Every line of drivers/board.py's table is in the file or named under `absent`. A gpiochip gives a line to one process
+Every line of drivers/board.py's table is in the file or named under `absent`; a file of before the key switch has no
+local_remote, which is then absent. A gpiochip gives a line to one process
 only, so kill_switch, tamper and reset_button have two lines each: `inputs` for the controller, `guard_inputs` for the
 guard. That keeps the two channels apart down to the terminal; one contact may be wired to both.
 """
@@ -24,7 +25,8 @@ Converter = Literal["ads1115", "mcp3208"]
 Drive = Literal["default", "open_drain", "open_source"]
 
 _SHIPPED = Path(__file__).parent / "boards"
-_MAY_BE_ABSENT = re.compile(r"interlock_[1-8]|led_\w+")
+_KEY = "local_remote"
+_MAY_BE_ABSENT = re.compile(rf"interlock_[1-8]|{_KEY}|led_\w+")
 _LARGEST_LINE = 1023
 _LARGEST_DEBOUNCE_US = 50_000
 _LONGEST_WATCHDOG_S = 300
@@ -169,7 +171,10 @@ def _board(path: Path, top: _Table) -> BoardFile:
     absent = _absent(top)
     chips = _chips(top.table("chips"))
     edges = tuple(line.name for line in INPUTS if line.edges)
-    inputs = _lines(top.table("inputs"), tuple(line.name for line in INPUTS), absent, chips, _input)
+    input_table = top.table("inputs")
+    if _KEY not in input_table.names:
+        absent |= {_KEY}
+    inputs = _lines(input_table, tuple(line.name for line in INPUTS), absent, chips, _input)
     guard_inputs = _lines(top.table("guard_inputs"), edges, frozenset(), chips, _input)
     outputs = _lines(top.table("outputs"), tuple(line.name for line in OUTPUTS), absent, chips, _output)
     _no_line_twice(path, inputs, guard_inputs, outputs)
@@ -191,7 +196,7 @@ def _absent(top: _Table) -> frozenset[str]:
     names = top.texts("absent")
     for name in names:
         if not _MAY_BE_ABSENT.fullmatch(name) or name not in {line.name for line in (*INPUTS, *OUTPUTS)}:
-            raise top.refused("absent", name, "interlock_1 to interlock_8 and the LEDs only")
+            raise top.refused("absent", name, "interlock_1 to interlock_8, local_remote and the LEDs only")
     return frozenset(names)
 
 

@@ -59,11 +59,11 @@ class _Pin(Pin):  # type: ignore[misc]
 
 
 class AbsentPin(_Pin):
-    """A line that the board does not have: an input that is open, an output that nothing is wired to."""
+    """A line that the board does not have: an input at its absent level, an output that nothing is wired to."""
 
     def __init__(self, line: Line) -> None:
         super().__init__(line)
-        self._state = 0
+        self._state = line.absent_level
 
     def _get_state(self) -> int:
         return self._state

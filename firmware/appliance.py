@@ -1,8 +1,9 @@
 """The device behind the Modbus socket: answers reads from the process image, takes commands.
 
 A write is applied whole or refused whole: exception 02 for what cannot be written, 03 for a value that is not allowed,
-04 for a command that the state forbids; AckWhy and RefAddr say why and where. The commands live in the register image
-itself, so a read-back is what was written. After a boot the mode is off; a server that only restarts resumes.
+04 for a command that the state, the key switch or the fence of redundant masters forbids; AckWhy and RefAddr say why
+and where. The commands live in the register image itself, so a read-back is what was written. After a boot the mode is
+off; a server that only restarts resumes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from drivers.section import SectionFile
 from statemachine import grid
 from statemachine.commands import refusal
 from statemachine.settings import Settings
-from statemachine.signals import Command, LossPolicy, Mode, Result, StatusBit, Why
+from statemachine.signals import Command, InterlockBit, LossPolicy, Mode, Result, StatusBit, Why
+from statemachine.states import State
 from statemachine.wishes import VOIDING
 
-from . import registers
+from . import grid_functions, registers
 from .authority import Authority, Network, WriteRate, admitted
 from .config import Site
+from .fence import FENCE, Fence, FenceStore, left_over
 from .freeze_files import FreezeFiles
 from .grid_functions import GridFunctions
 from .image import (
@@ -59,6 +62,10 @@ _HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
 _ACKS = ("AckFaults", "AlarmReset", "AlmRst")
 _MODES = ("CmdMode", "OpCtl", "SetOp")
 _COMMAND = frozenset((*_MODES, "CmdSeq", "CmdW", "CmdRamp", "CmdTgtSoC"))
+_FRAME = frozenset(("CmdSeq", "Epoch", "ValidMs"))
+"""What a frame of redundant masters has in one write, whatever else is in it."""
+_SETPOINTS = frozenset(("CmdW", "CmdRamp", "CmdTgtSoC", *WSET_GROUP))
+_NOT_IN_LOCAL = _SETPOINTS | grid_functions.POINTS
 _RUNNING = (Mode.CHARGE, Mode.DISCHARGE, Mode.GRID)
 _OPCTL_MODE = {OpCtl.STOP: Mode.OFF, OpCtl.ENTER_STANDBY: Mode.READY}
 _SEQUENCES = 0xFFFFFFFF
@@ -180,14 +187,17 @@ class Counters(NamedTuple):
     acks: int
     wset_version: int
     armed: bool
+    epoch: int = 0  # of the frame that gave the command in force, 0 = it came without
     beaten_ns: int = -_BEATING_NS  # when the site controller's heartbeat changed last
 
 
 class Appliance:
     """The device behind the socket. Used from one event loop; reads and writes are each one uninterrupted step."""
 
-    def __init__(self, file: SectionFile, directory: Path | None = None) -> None:
-        self._section, self.events = file["command"], EventLog(file["events"])
+    def __init__(self, file: SectionFile, directory: Path | None = None, state: Path | None = None) -> None:
+        """`directory` of the process image, `state` of what survives a boot; None = as the environment says."""
+        state = state or state_directory()
+        self._section, self._fence_section, self.events = file["command"], file["fence"], EventLog(file["events"])
         self._authority, self._rate = Authority(), WriteRate()
         self._allowed: tuple[Network, ...] = ()
         self._views: dict[str, View[Any]] = {
@@ -199,7 +209,7 @@ class Appliance:
             "clock": View(CLOCK, "clock", "clock", directory),
         }
         self._status = self._views["status"]
-        self._files = FreezeFiles(state_directory(), directory or run_directory())
+        self._files = FreezeFiles(state, directory or run_directory())
         self._strings = StringUnits(directory)
         self._image, self._bank_renewed = registers.image(), False
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
@@ -210,6 +220,9 @@ class Appliance:
         self.tls_days: Callable[[], float] = lambda: nan
         self._resumed = False
         self._counters = self._resume()
+        self._fence_store, self._unsaved, self._master = FenceStore(state), False, ""
+        self._fence = self._resume_fence()
+        registers.put(self._image, "Epoch", self._fence.epoch if self._fence.fenced else 0)
         self._reverted = 0
         self._config_error = self._require_heartbeat = False
         self._void_seq = -1  # CmdSeq of a command that the controller does not follow any more
@@ -232,13 +245,19 @@ class Appliance:
             ("CmdSeq", last.seq), ("CmdW", last.w), ("CmdRamp", last.c_rate), ("CmdTgtSoC", last.target_soc_pct),
             ("HbTmo", last.heartbeat_timeout_s), ("LossPol", last.loss_policy), ("WSetMod", WSetMode.WATTS),
             ("WSetEna", last.wset_enabled), ("WSet", last.wset_w), ("WSetRvrt", last.wset_revert_w),
-            ("WSetEnaRvrt", last.wset_revert_enabled), ("WSetRvrtTms", last.wset_revert_s),
+            ("WSetEnaRvrt", last.wset_revert_enabled), ("WSetRvrtTms", last.wset_revert_s), ("ValidMs", last.valid_ms),
         ):  # fmt: skip
             registers.put(self._image, name, value)
         _mirror_mode(self._image, Mode(last.mode))
         self._mirror_heartbeat(self._image, last.heartbeat)
         self._resumed = True
-        return Counters(last.ack_count, last.wset_version, last.heartbeat_armed)
+        return Counters(last.ack_count, last.wset_version, last.heartbeat_armed, last.epoch)
+
+    def _resume_fence(self) -> Fence:
+        saved, damaged = self._fence_store.load()
+        if damaged:
+            self.events.add(0, text="FENCE saved Epoch is damaged: commands need one, the first one seen counts")
+        return max(saved, left_over(self._fence_section.last()) or saved)
 
     def configure(self, settings: Settings | None, site: Site | None, error: bool) -> None:
         """Takes a configuration into use (None: keep the one in force). Heartbeat rules follow it when it changes."""
@@ -365,6 +384,8 @@ class Appliance:
             wset_revert_enabled=bool(value("WSetEnaRvrt")),
             wset_revert_s=value("WSetRvrtTms"),
             config_error=self._config_error,
+            epoch=counters.epoch,
+            valid_ms=int(value("ValidMs")) if counters.epoch else 0,
         )
 
     def _set_point_w(self, watts: str, percent: str) -> float:
@@ -434,10 +455,15 @@ class Appliance:
         start = 2 * (address - BASE)
         image[start : start + len(data)] = data
         touched = {row.point.name for row in rows}
-        authorised = self._authority.allows(host, monotonic_ns())
+        fence = self._fence_after(image, touched, address)
+        framed = fence.fenced and fence != self._fence
+        leads = framed and (fence.epoch > self._fence.epoch or host == self._master)
+        authorised = leads or self._authority.allows(host, monotonic_ns())
         if not authorised and not self._stops(image, touched):
             raise Refused(4, Why.NOT_IN_AUTHORITY, address)
         counters = self._apply(image, touched, rows)
+        self._keep(fence, host)
+        self._master = host if framed else self._master
         self._image[:] = image
         self._counters = counters
         self._grid.took(touched)
@@ -446,6 +472,42 @@ class Appliance:
         if self._sources.own.why and touched - set(_HEARTBEATS):
             self._update(own=self._sources.own._replace(why=0, address=0))
         self.publish()
+
+    def _fence_after(self, image: bytearray, touched: set[str], address: int) -> Fence:
+        """The fence as the write leaves it. Raises Refused (03 or 04)."""
+        if touched.isdisjoint(("Epoch", "ValidMs")):
+            commands = not touched.isdisjoint(_COMMAND | _SETPOINTS)
+            if commands and self._fence.fenced and not self._stops(image, touched):
+                raise Refused(4, Why.EPOCH_REQUIRED, address)
+            return self._fence
+        if not touched >= _FRAME:
+            raise Refused(3, Why.INCOMPLETE_FRAME, address)
+        epoch, seq, valid_ms = (int(registers.get(image, name)) for name in ("Epoch", "CmdSeq", "ValidMs"))
+        if valid_ms and not epoch:
+            raise Refused(3, Why.OUT_OF_RANGE, POINT["ValidMs"].address)
+        status = self._sources.status
+        if why := self._fence.refusal(epoch, seq, State.INIT if status is None else status.state):
+            raise Refused(4, why, POINT["Epoch"].address)
+        return self._fence.after(epoch, seq)
+
+    def _keep(self, fence: Fence, host: str) -> None:
+        """An Epoch is on the disk before its first frame counts. Raises Refused (04)."""
+        before = self._fence
+        if (fence.epoch, fence.fenced) != (before.epoch, before.fenced):
+            try:
+                self._fence_store.save(fence)
+            except OSError as error:
+                if not self._unsaved:
+                    self.events.add(0, text=f"FENCE epoch {fence.epoch} refused, not saved: {error.strerror}")
+                self._unsaved = True
+                raise Refused(4, Why.EPOCH_NOT_SAVED, POINT["Epoch"].address) from error
+            self._unsaved = False
+            self.events.add(
+                0, text=f"FENCE epoch {fence.epoch} by {host}" if fence.fenced else f"FENCE ended by {host}"
+            )
+        if fence != before:
+            self._fence = fence
+            self._fence_section.publish(FENCE.pack(*fence))
 
     def _stops(self, image: bytearray, touched: set[str]) -> bool:
         """The write commands mode OFF and nothing else."""
@@ -456,6 +518,8 @@ class Appliance:
     def _apply(self, image: bytearray, touched: set[str], rows: list[Row]) -> Counters:
         """Everything that follows from the written values, on a copy. Raises Refused (04)."""
         counters = self._counters
+        if self._local() and touched.isdisjoint((*_MODES, "CmdSeq")) and not touched.isdisjoint(_NOT_IN_LOCAL):
+            raise Refused(4, Why.LOCAL_CONTROL, rows[0].point.address)
         for name in touched.intersection(_HEARTBEATS):
             beat = registers.get(image, name)
             changed = beat != registers.get(self._image, name)
@@ -468,9 +532,26 @@ class Appliance:
             if registers.get(image, "WSetMod") == WSetMode.W_MAX_PCT and self._sources.settings is None:
                 raise Refused(4, Why.NO_CONFIGURATION, POINT["WSetMod"].address)
             counters = counters._replace(wset_version=counters.wset_version + 1)
+        if "Epoch" in touched and registers.get(image, "Epoch"):
+            counters = self._without_wset(image, counters)
         if not touched.isdisjoint((*_MODES, "CmdSeq")):
             counters = self._apply_mode(image, touched, rows, counters)
         return counters
+
+    @staticmethod
+    def _without_wset(image: bytearray, counters: Counters) -> Counters:
+        """A frame carries its power in CmdW: a set-point of 704 that nobody may change would stand in its way."""
+        names = ("WSetEna", "WSetEnaRvrt", "WSetRvrtTms")
+        if not any(registers.get(image, name) for name in names):
+            return counters
+        for name in names:
+            registers.put(image, name, 0)
+        return counters._replace(wset_version=counters.wset_version + 1)
+
+    def _local(self) -> bool:
+        """The key switch is at LOCAL."""
+        status = self._sources.status
+        return status is not None and bool(status.interlocks >> InterlockBit.KEY_LOCAL & 1)
 
     @staticmethod
     def _mirror_heartbeat(image: bytearray, heartbeat: int) -> None:
@@ -487,21 +568,24 @@ class Appliance:
             registers.put(image, "CmdSeq", (registers.get(image, "CmdSeq") + 1) % _SEQUENCES)
         seq = int(registers.get(image, "CmdSeq"))
         new = mode != before or seq != registers.get(self._image, "CmdSeq")
-        why = self._refusal(mode, seq, lost=new and self._lost(counters))
+        epoch = int(registers.get(image, "Epoch")) if "Epoch" in touched else 0
+        why = self._refusal(mode, None if epoch else seq, lost=new and self._lost(counters))
         if why != Why.NONE:
             raise Refused(4, why, POINT["CmdMode"].address if "CmdMode" in touched else at)
         _mirror_mode(image, mode)
+        counters = counters._replace(epoch=epoch)
         if mode == Mode.OFF and self._lost(counters):
             return counters._replace(armed=self._require_heartbeat)
         return counters
 
-    def _refusal(self, mode: Mode, seq: int, lost: bool) -> Why:
+    def _refusal(self, mode: Mode, seq: int | None, lost: bool) -> Why:
+        """`seq` None: newer than all before it, as a frame is."""
         status = self._sources.status
         if mode == Mode.OFF:
             return Why.NONE
         if status is None:
             return Why.NO_DATA
-        if why := refusal(mode, status.state, status.permit):
+        if why := refusal(mode, status.state, status.permit, not self._local()):
             return why
         if lost:
             return Why.HEARTBEAT_LOST

@@ -76,7 +76,7 @@ class Controller:
         self._config = image.reader("server", "config")
         self._config_sequence = 0
         self._settings = _configuration(self._config)
-        self._in = [board.inputs[n] for n in ("kill_switch", "tamper", "reset_button", "insulation")]
+        self._in = [board.inputs[n] for n in ("kill_switch", "tamper", "reset_button", "insulation", "local_remote")]
         self._interlocks = [board.inputs[f"interlock_{n}"] for n in range(1, 9)]
         self._feedback = [board.inputs[n] for n in ("fb_neg", "fb_pos", "fb_pre")]
         self._coils = [board.outputs[n] for n in _COILS]
@@ -91,13 +91,16 @@ class Controller:
         self.stopping = False
 
     def _lines(self, now_ns: int) -> Lines:
-        kill, tamper, reset, insulation = (bool(device.value) for device in self._in)
+        kill, tamper, reset, insulation, remote = (bool(device.value) for device in self._in)
         closed = sum(1 << index for index, device in enumerate(self._interlocks) if device.value)
         neg, pos, pre = (bool(device.value) for device in self._feedback)
         loops_ma, stamp_ns = self._board.loops()
-        coils = (bool(device.value) for device in self._coils)
+        coil_neg, coil_pos, coil_pre = (bool(device.value) for device in self._coils)
         age_ms = (now_ns - stamp_ns) / 1e6
-        return Lines(kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, age_ms, *coils)
+        return Lines(
+            kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, age_ms, coil_neg, coil_pos, coil_pre,
+            remote,
+        )  # fmt: skip
 
     def _inputs(self, now_ns: int) -> Inputs:
         """The command is read last: what was written during the scan's other inputs is still in time."""

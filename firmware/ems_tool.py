@@ -51,6 +51,7 @@ def checks(bits: int, coils: int, required: int) -> Iterator[Check]:
         yield Check(name, "closed", _contact(bits >> bit & 1))
     yield Check("insulation", "good", "good" if bits >> InterlockBit.INSULATION_OK & 1 else "fault")
     yield Check("reset", "released", "pressed" if bits >> InterlockBit.RESET_PRESSED & 1 else "released")
+    yield Check("key switch", None, "local" if bits >> InterlockBit.KEY_LOCAL & 1 else "remote")
     for position, name in enumerate(("negative", "positive", "precharge")):
         seen = bits >> InterlockBit.FEEDBACK_NEG + position & 1
         yield Check(f"contactor {name}", _contact(coils >> position & 1), _contact(seen))
@@ -112,10 +113,10 @@ def _number(value: float, digits: int, unit: str) -> str:
 def status(client: PointClient) -> int:
     """Prints state, command, limits, cells, faults, scan and links."""
     names = (
-        "CmdMode", "CmdSeq", "AckSeq", "Soc", "SoH", "RackV", "RackA", "PcsV", "SetA", "ChaLimA", "DisLimA",
-        "LimReason", "DisLimReason", "CellVMin", "CellVMax", "CellTmpMin", "CellTmpMax", *words.FAULT_BITS,
-        "Coils", "Feedback", "GuardArmed", "GuardTrip", "Permit", "ScanCount", "ScanOverruns", "ScanWakeP99us",
-        "StatusBits", "BmsPolls", "BmsTimeouts", "PcsPolls", "PcsTimeouts",
+        "CmdMode", "CmdSeq", "AckSeq", "Epoch", "Interlocks", "Soc", "SoH", "RackV", "RackA", "PcsV", "SetA",
+        "ChaLimA", "DisLimA", "LimReason", "DisLimReason", "CellVMin", "CellVMax", "CellTmpMin", "CellTmpMax",
+        *words.FAULT_BITS, "Coils", "Feedback", "GuardArmed", "GuardTrip", "Permit", "ScanCount", "ScanOverruns",
+        "ScanWakeP99us", "StatusBits", "BmsPolls", "BmsTimeouts", "PcsPolls", "PcsTimeouts",
     )  # fmt: skip
     v = _read(client, *names)
     armed = "armed" if v["GuardArmed"] == 1 else "not armed, last trip " + _guard_trip(v["GuardTrip"])
@@ -124,6 +125,7 @@ def status(client: PointClient) -> int:
         "state": words.state(int(v["CmfState"])),
         "command": f"{words.name_of(Mode, int(v['CmdMode'])).lower()}, number {v['CmdSeq']:.0f}, "
         f"answered {v['AckSeq']:.0f}",
+        "control": _control(int(v["Interlocks"]), int(v["Epoch"])),
         "closing": words.why(int(v["Permit"])) if v["Permit"] else "permitted",
         "battery": f"SoC {_number(v['Soc'], 1, '%')}, SoH {_number(v['SoH'], 0, '%')}, "
         f"{_number(v['RackV'], 1, 'V')}, {_number(v['RackA'], 1, 'A')} (- is charge)",
@@ -150,6 +152,12 @@ def print_tags(client: PointClient) -> int:
     seen = client.read("NStr", "string1.StrNMod") | client.read(_CELLS.name)
     print(to_csv(tags(int(seen["NStr"]), int(seen["string1.StrNMod"]), int(seen[_CELLS.name]))), end="")
     return 0
+
+
+def _control(interlocks: int, epoch: int) -> str:
+    if interlocks >> InterlockBit.KEY_LOCAL & 1:
+        return "local, by the key switch"
+    return "remote" + (f", redundant masters, epoch {epoch}" if epoch else "")
 
 
 def _guard_trip(number: float) -> str:

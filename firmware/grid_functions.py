@@ -38,7 +38,8 @@ _WRITTEN = {
     **{f"next_{field}": (f"Ctl2.{point}", unit) for point, (field, unit) in SETS.items()},
 }  # fmt: skip
 """Field of Grid -> its register, and what a unit of it is there."""
-_POINTS = frozenset({name for name, _ in _WRITTEN.values()} | {"AdptCtlReq"})
+POINTS = frozenset({name for name, _ in _WRITTEN.values()} | {"AdptCtlReq"})
+"""Registers of the grid functions."""
 _KINDS = get_type_hints(Grid)
 _CONFIGURED = ("hz_low", "hz_high", "delay_s", "ramp_s")
 _DROOP_GROUP = frozenset({"711.Ena", "AdptCtlReq", "711.RvrtTms", "711.RvrtCtl"})
@@ -79,7 +80,7 @@ class GridFunctions:
 
     def took(self, touched: Set[str]) -> None:
         """A write was accepted and stands in the image."""
-        self._changed |= not touched.isdisjoint(_POINTS)
+        self._changed |= not touched.isdisjoint(POINTS)
         if "AdptCtlReq" in touched:
             self._adopt(int(registers.get(self._image, "AdptCtlReq")))
         self._limit += not touched.isdisjoint(_LIMIT_GROUP)

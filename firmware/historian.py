@@ -89,6 +89,10 @@ _WORDS: dict[int, Callable[[int, int], str]] = {
     EventKind.REVERT: lambda a, b: f"REVERT timer of {_REVERTED[b]} {a} ran out",
     EventKind.DV_ZERO: lambda a, b: f"DV_ZERO offset of {a / 1000:.3f} V between BMS and PCS taken out",
     EventKind.HEARTBEAT: lambda a, b: f"HEARTBEAT of the site controller {'is back' if a else 'lost'}",
+    EventKind.KEY_SWITCH: lambda a, b: f"KEY SWITCH at {'REMOTE' if a else 'LOCAL: nobody commands over Modbus'}",
+    EventKind.VALIDITY: lambda a, b: (
+        f"VALIDITY {'of a new frame began' if a else 'over: no frame for ValidMs and 3 s'}"
+    ),
     EventKind.SERVICE_PRESS: lambda a, b: f"SERVICE PRESS of RESET{'; contactor counters are zero' if a else ''}",
 }
 assert set(_WORDS) == set(EventKind)

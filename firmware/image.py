@@ -31,7 +31,9 @@ LAYOUT: dict[str, dict[str, int]] = {
     "historian": {"store": 128},
     "clock": {"clock": 128, "events": EVENT_SLOTS * _EVENT.size},
     "sampler": SAMPLER_LAYOUT,
-    "server": {"command": 256, "grid": 512, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size},
+    "server": {
+        "command": 256, "grid": 512, "fence": 64, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size,
+    },
 }  # fmt: skip
 """Writer -> section -> capacity in bytes."""
 

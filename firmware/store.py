@@ -1,4 +1,4 @@
-"""What must be known after a power cut, in two slots: `saved.a` and `saved.b` in the state directory.
+"""What must be known after a power cut, in two slots: `<name>.a` and `<name>.b` in the state directory.
 
 A slot is magic, sequence, length, JSON padded to a fixed size, crc32. Saves alternate between the slots and are on the
 disk before `save` returns, so a cut at any byte of one leaves the other. A slot is made whole beside its place and
@@ -15,12 +15,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+
+T = TypeVar("T", bound=tuple)  # type: ignore[type-arg]
 
 _MAGIC = b"EMSSAVE1"
 _HEAD = struct.Struct("<8sQI")  # magic, sequence, length of the payload
 _CRC = struct.Struct("<I")
-_SLOTS = ("saved.a", "saved.b")
 _SLOT_BYTES = 512  # one sector; the longest payload has 270 bytes
 _PAYLOAD_BYTES = _SLOT_BYTES - _HEAD.size - _CRC.size
 _LARGEST = 2**63 - 1
@@ -38,11 +39,8 @@ class Saved(NamedTuple):
     precharge_level: float
 
 
-_KINDS = get_type_hints(Saved)
-
-
-class Loaded(NamedTuple):
-    saved: Saved | None  # None: never written, or damaged
+class Loaded(NamedTuple, Generic[T]):
+    saved: T | None  # None: never written, or damaged
     damaged: bool  # there are slots, but none is valid
 
 
@@ -50,24 +48,25 @@ class _Slot(NamedTuple):
     path: Path
     raw: bytes | None  # None: no such file
     sequence: int  # 0: not valid
-    saved: Saved | None
+    saved: Any  # of the kind that its Slots keep; None: not valid
 
 
-def load(directory: Path) -> Loaded:
-    """The last saved state. A slot that cannot be read counts as damaged."""
-    slots = _slots(directory)
-    saved = max(slots, key=lambda slot: slot.sequence).saved
-    return Loaded(saved, saved is None and any(slot.raw is not None for slot in slots))
+class Slots(Generic[T]):
+    """Keeps one `kind`, a NamedTuple of int and float, as `name` in `directory`. Only one process may save."""
 
-
-class Store:
-    """Saves into `directory`, which is made when it is missing. Use from one process only."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, name: str, kind: type[T]) -> None:
+        """The directory is made by the first save when it is missing."""
+        self._directory, self._kind = directory, kind
+        self._paths = directory / f"{name}.a", directory / f"{name}.b"
         self._next: tuple[_Slot, int] | None = None  # the slot to overwrite, and its sequence
 
-    def save(self, saved: Saved) -> None:
+    def load(self) -> Loaded[T]:
+        """What was saved last. A slot that cannot be read counts as damaged."""
+        slots = self._slots()
+        saved = max(slots, key=lambda slot: slot.sequence).saved
+        return Loaded(saved, saved is None and any(slot.raw is not None for slot in slots))
+
+    def save(self, saved: T) -> None:
         """Returns when `saved` is on the disk; what was saved before is kept until then.
 
         Raises OSError when it cannot be written; ValueError when a value is negative, not finite or above 2**63 - 1.
@@ -75,7 +74,10 @@ class Store:
         _checked(saved)
         (older, sequence), self._next = self._next or self._settled(), None
         _write(older, _encoded(sequence, saved))
-        self._next = _slot(self._directory / _SLOTS[older.path.name == _SLOTS[0]]), sequence + 1
+        self._next = _slot(self._paths[older.path == self._paths[0]], self._kind), sequence + 1
+
+    def _slots(self) -> list[_Slot]:
+        return [_slot(path, self._kind) for path in self._paths]
 
     def _settled(self) -> tuple[_Slot, int]:
         """The slot to be overwritten first and its sequence, once the other is on the disk for certain.
@@ -85,11 +87,23 @@ class Store:
         leave nothing.
         """
         made_directory(self._directory)
-        older, newer = sorted(_slots(self._directory), key=lambda slot: slot.sequence)
+        older, newer = sorted(self._slots(), key=lambda slot: slot.sequence)
         if newer.raw is not None and newer.saved is not None:
             _write(newer, newer.raw)
             sync_directory(self._directory)
         return older, newer.sequence + 1
+
+
+class Store(Slots[Saved]):
+    """What the controller must not forget, in `saved.a` and `saved.b`."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, "saved", Saved)
+
+
+def load(directory: Path) -> Loaded[Saved]:
+    """What the controller must not forget, as it was saved last."""
+    return Store(directory).load()
 
 
 def made_directory(directory: Path) -> None:
@@ -106,11 +120,7 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
 
 
-def _slots(directory: Path) -> list[_Slot]:
-    return [_slot(directory / name) for name in _SLOTS]
-
-
-def _slot(path: Path) -> _Slot:
+def _slot(path: Path, kind: type[Any]) -> _Slot:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -118,18 +128,18 @@ def _slot(path: Path) -> _Slot:
     except OSError:
         return _Slot(path, b"", 0, None)
     try:
-        return _Slot(path, raw, *_decoded(raw))
+        return _Slot(path, raw, *_decoded(raw, kind))
     except (struct.error, ValueError, TypeError, KeyError):
         return _Slot(path, raw, 0, None)
 
 
-def _encoded(sequence: int, saved: Saved) -> bytes:
+def _encoded(sequence: int, saved: Any) -> bytes:
     payload = json.dumps(saved._asdict(), separators=(",", ":")).encode().ljust(_PAYLOAD_BYTES)
     body = _HEAD.pack(_MAGIC, sequence, _PAYLOAD_BYTES) + payload
     return body + _CRC.pack(zlib.crc32(body))
 
 
-def _decoded(raw: bytes) -> tuple[int, Saved]:
+def _decoded(raw: bytes, kind: type[Any]) -> tuple[int, Any]:
     """Raises struct.error, ValueError, TypeError or KeyError when `raw` is no slot."""
     magic, sequence, length = _HEAD.unpack_from(raw)
     (crc,) = _CRC.unpack_from(raw, _HEAD.size + length)
@@ -137,11 +147,11 @@ def _decoded(raw: bytes) -> tuple[int, Saved]:
     if magic != _MAGIC or sequence < 1 or zlib.crc32(body) != crc:
         raise ValueError("not a slot")
     found = json.loads(body[_HEAD.size :])
-    return sequence, _checked(Saved(**{name: found[name] for name in Saved._fields}))
+    return sequence, _checked(kind(**{name: found[name] for name in kind._fields}))
 
 
-def _checked(saved: Saved) -> Saved:
-    for name, kind in _KINDS.items():
+def _checked(saved: Any) -> Any:
+    for name, kind in get_type_hints(type(saved)).items():
         value = getattr(saved, name)
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 <= value <= _LARGEST:

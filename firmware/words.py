@@ -36,6 +36,12 @@ WHY: dict[Why, str] = {
     Why.PCS_FAULT: "the PCS reports a fault; clear it at the PCS first",
     Why.ENTER_SERVICE: "grid voltage or frequency is outside the enter-service range, or its delay runs (ESDlyRemTms)",
     Why.SERVICE_NOT_PERMITTED: "the grid does not permit service; write 703.ES = 1, then command again",
+    Why.LOCAL_CONTROL: "the key switch is at LOCAL; turn it to REMOTE and write a new CmdSeq",
+    Why.STALE_EPOCH: "Epoch and CmdSeq are not above the highest accepted; another master may have taken over",
+    Why.EPOCH_REQUIRED: "redundant masters command: write Epoch, CmdSeq and ValidMs together; Epoch 0 only in SERVICE",
+    Why.VALIDITY_OVER: "no frame came within ValidMs and 3 s; write the next one",
+    Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
+    Why.EPOCH_NOT_SAVED: "the disk does not take the new Epoch; look after the state directory",
 }
 assert set(WHY) == set(Why)
 

@@ -13,13 +13,15 @@ _FORBIDDING = {
 }
 
 
-def refusal(mode: int, state: int, permit: int) -> Why:
+def refusal(mode: int, state: int, permit: int, remote: bool) -> Why:
     """Why `mode` cannot be commanded now; NONE when it can. Mode OFF is always allowed.
 
-    `permit` is the core's answer to "why may the contactors not close" (Outputs.permit).
+    `permit` is the core's answer to "why may the contactors not close" (Outputs.permit), `remote` the key switch.
     """
     if mode == Mode.OFF:
         return Why.NONE
+    if not remote and mode != Mode.SERVICE:
+        return Why.LOCAL_CONTROL
     if state in _FORBIDDING:
         return _FORBIDDING[State(state)]
     if mode == Mode.SERVICE:

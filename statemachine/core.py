@@ -11,6 +11,7 @@ from .contactors import Coils, Phase, Sequence
 from .faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, SEVERE_MASK, STOP_MASK, TRIP_MASK
 from .settings import Settings, narrowed, same
 from .signals import (
+    EPOCH,
     Bms,
     EventKind,
     Grid,
@@ -118,7 +119,14 @@ class Core:
         m, now = _judge(m, inputs, dt_ms)
         _tell_service(service, m.service, events)
         seen_wishes, wish = wishes.step(
-            m.wishes, inputs.command, inputs.command_age_ms, m.state, now.permit, dt_ms, not now.grid.service_permitted
+            m.wishes,
+            inputs.command,
+            inputs.command_age_ms,
+            m.state,
+            now.permit,
+            inputs.lines.remote,
+            dt_ms,
+            not now.grid.service_permitted,
         )
         _tell_wishes(m.wishes, seen_wishes, events)
         m = m._replace(wishes=seen_wishes)
@@ -199,7 +207,7 @@ def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: In
         return Why.GUARD_NOT_ARMED
     if not detect.interlocks_closed(inputs.lines, s):
         return Why.INTERLOCK_OPEN
-    return Why.NONE
+    return Why.NONE if inputs.lines.remote and m.wishes.remote else Why.LOCAL_CONTROL
 
 
 def _guard_heard(inputs: Inputs) -> bool:
@@ -253,10 +261,19 @@ def _tell_bits(kind: EventKind, bits: int, events: list[tuple[int, int, int]]) -
         bits ^= lowest
 
 
+def _stream(number: int) -> int:
+    """What a command is told under: all frames of an epoch are one stream, ten of them a second are no news."""
+    return number if number < EPOCH else number - number % EPOCH
+
+
 def _tell_wishes(before: wishes.Wishes, after: wishes.Wishes, events: list[tuple[int, int, int]]) -> None:
-    told = (after.seq, after.mode, after.result)
-    if (before.seq, before.mode, before.result) != told and (before.seq >= 0 or after.mode != Mode.OFF):
-        events.append((EventKind.COMMAND, after.seq, after.why))
+    was, told = ((_stream(w.seq), w.mode, w.result) for w in (before, after))
+    if was != told and (before.seq >= 0 or after.mode != Mode.OFF):
+        events.append((EventKind.COMMAND, after.seq % EPOCH, after.why))
+    if before.remote != after.remote:
+        events.append((EventKind.KEY_SWITCH, int(after.remote), 0))
+    if before.expired != after.expired:
+        events.append((EventKind.VALIDITY, 0 if after.expired else 1, 0))
     if before.lost != after.lost:
         events.append((EventKind.HEARTBEAT, 0 if after.lost else 1, 0))
     if before.wset.reverted != after.wset.reverted:
@@ -469,7 +486,7 @@ def _demand(m: Memory, limits: charge.Limits, s: Settings, charging: bool, disch
     return min(max(demand_a, -limits.available_charge_c * s.rated_ah), limits.available_discharge_c * s.rated_ah)
 
 
-def _interlock_bits(inputs: Inputs) -> int:
+def _interlock_bits(inputs: Inputs, remote: bool) -> int:
     lines: Lines = inputs.lines
     flags = {
         InterlockBit.KILL_OK: lines.kill_ok,
@@ -480,6 +497,7 @@ def _interlock_bits(inputs: Inputs) -> int:
         InterlockBit.FEEDBACK_PRE: lines.fb_pre,
         InterlockBit.RESET_PRESSED: lines.reset_pressed,
         InterlockBit.GUARD_ARMED: inputs.guard is not None and inputs.guard.armed,
+        InterlockBit.KEY_LOCAL: not remote,
     }
     return lines.interlocks | sum(1 << bit for bit, on in flags.items() if on)
 
@@ -531,7 +549,7 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         trip=bool(m.latches.active & TRIP_MASK & ~GUARD_BIT),  # the guard's own trip must not keep it from arming
         led_codes=codes,  # type: ignore[arg-type]
         led_levels=tuple(leds.level(code, int(m.now_ms)) for code in codes),  # type: ignore[arg-type]
-        ack_seq=max(0, m.wishes.seq),
+        ack_seq=max(0, m.wishes.seq) % EPOCH,
         ack_result=m.wishes.result,
         ack_why=m.wishes.why,
         permit=now.permit,
@@ -546,7 +564,7 @@ def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: li
         droop_reverted=m.service.droop.reverted,
         dv_v=m.delta.dv_v,
         precharge_tries=m.sequence.tries,
-        interlocks=_interlock_bits(inputs),
+        interlocks=_interlock_bits(inputs, m.wishes.remote),
         settings_revision=m.settings.revision if m.settings else 0,
         wear=m.wear,
         events=tuple(events),

@@ -112,6 +112,17 @@ class Command(NamedTuple):
     wset_revert_enabled: bool
     wset_revert_s: float  # 0 = no timer
     config_error: bool  # the last configuration read was refused
+    epoch: int  # Epoch of the redundant masters' frames, 0 = not fenced
+    valid_ms: int  # ValidMs: how long the frame is in force, 0 = without end
+
+    @property
+    def number(self) -> int:
+        """Epoch and CmdSeq as one: a command of a higher epoch is another one, and newer, whatever its CmdSeq."""
+        return self.epoch * EPOCH + self.seq
+
+
+EPOCH = 1 << 32
+"""A command's number in Epoch 1, CmdSeq 0; below it nothing is fenced."""
 
 
 class Grid(NamedTuple):
@@ -222,6 +233,7 @@ class Lines(NamedTuple):
     out_neg: bool  # coil outputs as the board reads them back
     out_pos: bool
     out_pre: bool
+    remote: bool  # the key switch: True = REMOTE, False = LOCAL (or its wire is broken)
 
 
 class Inputs(NamedTuple):
@@ -282,6 +294,12 @@ class Why(IntEnum):
     PCS_FAULT = 22  # the PCS reports a fault
     ENTER_SERVICE = 23  # the grid is outside 703's range, or its delay is running
     SERVICE_NOT_PERMITTED = 24  # 703.ES is DISABLED
+    LOCAL_CONTROL = 25  # the key switch is at LOCAL
+    STALE_EPOCH = 26  # Epoch and CmdSeq are not above the highest that were accepted
+    EPOCH_REQUIRED = 27  # fenced: a command without Epoch, or Epoch 0 outside SERVICE
+    VALIDITY_OVER = 28  # no frame came for ValidMs and the hold time
+    EPOCH_NOT_SAVED = 29  # the disk does not take the new Epoch
+    INCOMPLETE_FRAME = 30  # Epoch, CmdSeq and ValidMs are not in the same write
 
 
 class Outputs(NamedTuple):
@@ -339,6 +357,8 @@ class EventKind(IntEnum):
     DV_ZERO = 10  # a = offset in mV
     HEARTBEAT = 11  # a = 0 lost, 1 back
     SERVICE_PRESS = 12  # RESET was held for 10 s; a = 1 when the contactor counters were set to zero
+    KEY_SWITCH = 13  # a = 0 LOCAL, 1 REMOTE
+    VALIDITY = 14  # a = 0 over, 1 a frame is in force again
 
 
 class StatusBit(IntEnum):
@@ -377,6 +397,7 @@ class InterlockBit(IntEnum):
     FEEDBACK_PRE = 13
     RESET_PRESSED = 14
     GUARD_ARMED = 15
+    KEY_LOCAL = 16  # the key switch is at LOCAL
 
 
 class LimitReason(IntEnum):

@@ -46,7 +46,7 @@ class FakeAppliance:
     """`with FakeAppliance(tmp_path) as appliance:`; `show` changes what the fake controller publishes."""
 
     def __init__(self, directory: Path, configured: bool = True, **configuration: object) -> None:
-        self.run_dir, self.config_dir = directory / "run", directory / "config"
+        self.run_dir, self.config_dir, self.state_dir = (directory / name for name in ("run", "config", "state"))
         if configured:
             config.prepare(self.config_dir, configuration)
         self.status, self.bms, self.pcs, self.echo, self.alive = READY, BATTERY, zeros(Pcs, dc_v=1101.0), True, True
@@ -73,7 +73,7 @@ class FakeAppliance:
     def _serve(self) -> None:
         files = {name: writer(name, self.run_dir) for name in ("controller", "aggregator", "guard", "server")}
         self._files = files
-        self.device = Appliance(files["server"], self.run_dir)
+        self.device = Appliance(files["server"], self.run_dir, self.state_dir)
         self.configuration = Configuration(self.config_dir, files["server"], self.device)
         self.configuration.reload()
         self._commands = View(COMMAND, "server", "command", self.run_dir)

@@ -60,10 +60,10 @@ def settings(**changes: Any) -> Settings:
 
 NONE = Coils(False, False, False)
 ARMED = Guard(True, GuardTrip.NONE, True, True, 0, WatchdogState.NONE, BootReason.POWER)
-LINES = Lines(True, True, False, True, 0xFF, False, False, False, (13.0,) * 8, 0.0, False, False, False)
+LINES = Lines(True, True, False, True, 0xFF, False, False, False, (13.0,) * 8, 0.0, False, False, False, True)
 STORE = Store(True, 0, 0, 0)
 CLOCK = Clock(True, True, 0.0, 0, 0)
-COMMAND = Command(0, 0, 0.0, 0.0, 0.0, 0, False, 10.0, 0, 0, 0, False, 0.0, 0.0, False, 0.0, False)
+COMMAND = Command(0, 0, 0.0, 0.0, 0.0, 0, False, 10.0, 0, 0, 0, False, 0.0, 0.0, False, 0.0, False, 0, 0)
 
 
 @dataclass

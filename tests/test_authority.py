@@ -33,8 +33,8 @@ def appliance(tmp_path: Path) -> Iterator[FakeAppliance]:
 class Site:
     """A site controller at an address of its own."""
 
-    def __init__(self, appliance: FakeAppliance, host: str) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", appliance.port), 2, source_address=(host, 0))
+    def __init__(self, port: int, host: str) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), 2, source_address=(host, 0))
         self._socket.settimeout(2)
 
     def ask(self, pdu: bytes) -> bytes:
@@ -68,13 +68,13 @@ def command(seq: int, mode: Mode = Mode.CHARGE) -> dict[str, float]:
 
 @pytest.fixture
 def first(appliance: FakeAppliance) -> Iterator[Site]:
-    with closing(Site(appliance, FIRST)) as site:
+    with closing(Site(appliance.port, FIRST)) as site:
         yield site
 
 
 @pytest.fixture
 def second(appliance: FakeAppliance) -> Iterator[Site]:
-    with closing(Site(appliance, SECOND)) as site:
+    with closing(Site(appliance.port, SECOND)) as site:
         yield site
 
 
@@ -152,9 +152,9 @@ def test_too_many_writes_a_second_are_refused_as_busy_and_reads_go_on(first: Sit
 def test_who_is_not_in_allowed_clients_is_not_connected(tmp_path: Path) -> None:
     config.prepare(tmp_path / "config", {"allowed_clients": (ip_network("127.0.0.2"),)})
     with FakeAppliance(tmp_path, configured=False) as appliance:
-        with closing(Site(appliance, FIRST)) as allowed:
+        with closing(Site(appliance.port, FIRST)) as allowed:
             assert allowed.read("CmdSeq") == 0
-        with closing(Site(appliance, SECOND)) as other, pytest.raises((AssertionError, ConnectionError)):
+        with closing(Site(appliance.port, SECOND)) as other, pytest.raises((AssertionError, ConnectionError)):
             other.read("CmdSeq")
 
 

@@ -247,7 +247,7 @@ def test_a_ground_fault_opens_the_insulation_monitor() -> None:
 
 def test_healthy_inputs_read_healthy_and_loops_read_25_degc() -> None:
     site = Site()
-    healthy = {"kill_switch", "tamper", "insulation", *(f"interlock_{n}" for n in range(1, 9))}
+    healthy = {"kill_switch", "tamper", "insulation", "local_remote", *(f"interlock_{n}" for n in range(1, 9))}
     assert {name for name, level in site.wires.levels.items() if level} == healthy
     assert site.wires.loops == (13000,) * 8
     assert -20 + (13.0 - 4.0) / 16.0 * 80 == 25.0

@@ -132,7 +132,7 @@ def test_a_mistake_is_refused_with_file_entry_value_and_what_is_allowed(tmp_path
 def test_a_line_that_safety_rests_on_cannot_be_absent(tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f'absent = ["{name}"]\n{PIPLC}')
-    with pytest.raises(BoardError, match=f"absent = '{name}': allowed is interlock_1 to interlock_8 and the LEDs only"):
+    with pytest.raises(BoardError, match=f"absent = '{name}': allowed is interlock_1 to interlock_8, local_remote and"):
         load(str(path))
 
 
@@ -205,7 +205,7 @@ def test_board_check_finds_everything_on_the_right_machine(
     line.used, line.consumer = True, "ems-controller"
     assert main(["--board-check", "--board", str(board_path)]) == 0
     text = capsys.readouterr().out
-    assert "board mine: nothing missing of 34" in text
+    assert "board mine: nothing missing of 35" in text
     assert "gpiochip0 line 24, held by ems-controller" in text
     assert re.search(r"chip pi +ok +.*gpiochip0, label 'pinctrl-bcm2711', 58 lines", text)
     assert machine.pi.lines[17].requests == 0

@@ -10,7 +10,7 @@ from rig import COMMAND
 from statemachine import wishes
 from statemachine.commands import refusal
 from statemachine.reversion import Reversion
-from statemachine.signals import Command, LossPolicy, Mode, Result, Why
+from statemachine.signals import EPOCH, Command, LossPolicy, Mode, Result, Why
 from statemachine.states import CLOSED, State
 from statemachine.wishes import IDLE, Wish, Wishes
 
@@ -24,9 +24,10 @@ PERMIT_COUNTS = (State.ISOLATED, State.STOPPING)
 KNOWN = Wishes(seq=7, mode=Mode.READY, voided_seq=3, result=Result.ACCEPTED, heartbeat=0, wset=Reversion(0))
 
 
+@pytest.mark.parametrize("remote", [True, False])
 @pytest.mark.parametrize("state", State)
-def test_off_is_allowed_everywhere(state: State) -> None:
-    assert refusal(Mode.OFF, state, Why.NO_DATA) is Why.NONE
+def test_off_is_allowed_everywhere(state: State, remote: bool) -> None:
+    assert refusal(Mode.OFF, state, Why.NO_DATA, remote) is Why.NONE
 
 
 @pytest.mark.parametrize("mode", [Mode.READY, Mode.CHARGE, Mode.DISCHARGE, Mode.GRID])
@@ -35,22 +36,25 @@ def test_what_a_command_to_close_is_told(state: State, mode: Mode) -> None:
     expected = NOT_YET.get(state, Why.NONE)
     if state is State.SERVICE:
         expected = Why.IN_SERVICE
-    assert refusal(mode, state, Why.NONE) is expected
-    assert refusal(mode, state, Why.INTERLOCK_OPEN) is (Why.INTERLOCK_OPEN if state in PERMIT_COUNTS else expected)
+    assert refusal(mode, state, Why.NONE, True) is expected
+    without = refusal(mode, state, Why.INTERLOCK_OPEN, True)
+    assert without is (Why.INTERLOCK_OPEN if state in PERMIT_COUNTS else expected)
+    assert refusal(mode, state, Why.NONE, False) is Why.LOCAL_CONTROL
 
 
+@pytest.mark.parametrize("remote", [True, False])
 @pytest.mark.parametrize("state", State)
-def test_service_is_entered_from_isolated_only_whatever_forbids_closing(state: State) -> None:
+def test_service_is_entered_from_isolated_only_whatever_forbids_closing(state: State, remote: bool) -> None:
     allowed = state in (State.ISOLATED, State.SERVICE)
     expected = Why.NONE if allowed else NOT_YET.get(state, Why.NOT_ISOLATED)
-    assert refusal(Mode.SERVICE, state, Why.NO_DATA) is expected
+    assert refusal(Mode.SERVICE, state, Why.NO_DATA, remote) is expected
 
 
 def judged(
     c: Command | None, was: Wishes = KNOWN, state: State = State.READY, permit: Why = Why.NONE,
-    age_ms: float = 0.0, dt_ms: float = 10.0,
+    age_ms: float = 0.0, dt_ms: float = 10.0, remote: bool = True,
 ) -> tuple[Wishes, Wish]:  # fmt: skip
-    return wishes.step(was, c, age_ms, state, permit, dt_ms)
+    return wishes.step(was, c, age_ms, state, permit, remote, dt_ms)
 
 
 def command(**changes: Any) -> Command:
@@ -58,7 +62,9 @@ def command(**changes: Any) -> Command:
 
 
 def test_at_the_start_nothing_was_commanded() -> None:
-    assert Wishes() == (-1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, Reversion(-1, 0.0, 0))
+    assert Wishes() == (
+        -1, Mode.OFF, -1, Result.NONE, Why.NONE, -1, 0.0, False, Reversion(-1, 0.0, 0), 0.0, False, True, 1000.0,
+    )  # fmt: skip
     assert IDLE == (Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
 
 
@@ -245,3 +251,136 @@ def test_without_a_time_a_set_point_stays_and_nothing_reverts() -> None:
 def test_version_zero_was_never_written_and_never_reverts() -> None:
     _, wish = judged(command(**SET))
     assert not wish.reverted
+
+
+# the key switch
+
+
+@pytest.mark.parametrize("c", [None, command(mode=Mode.OFF)])
+@pytest.mark.parametrize(
+    ("stood_ms", "seen", "counts", "stands_ms"),
+    [
+        (1000.0, True, True, 1000.0),
+        (1000.0, False, False, 0.0),
+        (0.0, False, False, 0.0),
+        (0.0, True, False, 10.0),
+        (989.0, True, False, 999.0),
+        (990.0, True, True, 1000.0),
+        (995.0, True, True, 1000.0),
+    ],
+)
+def test_local_counts_at_once_and_remote_after_a_second_also_without_a_server(
+    c: Command | None, stood_ms: float, seen: bool, counts: bool, stands_ms: float
+) -> None:
+    was = KNOWN._replace(mode=Mode.OFF, remote=not counts, remote_ms=stood_ms)
+    after, _ = judged(c, was, remote=seen)
+    assert (after.remote, after.remote_ms) == (counts, stands_ms)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_local_takes_every_command_out_of_force_but_off_and_service(mode: Mode) -> None:
+    was = KNOWN._replace(mode=mode, why=Why.BMS_ALARM)
+    after, wish = judged(command(mode=mode), was, remote=False)
+    left = mode in (Mode.OFF, Mode.SERVICE)
+    assert (after.voided_seq, after.why) == ((3, Why.BMS_ALARM) if left else (7, Why.LOCAL_CONTROL))
+    assert wish.mode is (mode if left else Mode.OFF)
+
+
+@pytest.mark.parametrize("state", State)
+def test_in_local_a_void_command_opens_but_does_not_end_service(state: State) -> None:
+    _, wish = judged(command(), KNOWN._replace(voided_seq=7), state, remote=False)
+    assert wish.mode is (Mode.SERVICE if state is State.SERVICE else Mode.OFF)
+
+
+def test_what_local_took_out_of_force_stays_out_and_is_said_once() -> None:
+    void, _ = judged(command(), remote=False)
+    after, wish = judged(command(), void._replace(why=Why.BMS_ALARM), remote=False)
+    assert (after.why, wish.mode) == (Why.BMS_ALARM, Mode.OFF)
+    void = void._replace(remote_ms=990.0)
+    after, wish = judged(command(mode=Mode.CHARGE), void, State.ISOLATED)
+    assert (after.result, after.why, wish.mode) == (Result.REJECTED, Why.SEQ_NOT_NEW, Mode.OFF)
+    after, wish = judged(command(seq=8), void, State.ISOLATED)
+    assert (after.result, after.why, wish.mode) == (Result.ACCEPTED, Why.NONE, Mode.READY)
+
+
+def test_a_new_command_in_local_is_refused_and_never_acts_later() -> None:
+    after, _ = judged(command(seq=8, mode=Mode.CHARGE), remote=False)
+    assert (after.voided_seq, after.result, after.why) == (8, Result.REJECTED, Why.LOCAL_CONTROL)
+
+
+# frames of redundant masters: Epoch and CmdSeq make the number, ValidMs its time
+
+
+def test_a_number_is_epoch_and_sequence() -> None:
+    assert EPOCH == 2**32
+    assert command(epoch=0).number == 7
+    assert command(epoch=1).number == 2**32 + 7
+    assert command(epoch=0xFFFFFFFE, seq=0xFFFFFFFE).number == 0xFFFFFFFE * 2**32 + 0xFFFFFFFE
+
+
+def test_the_same_sequence_in_another_epoch_is_another_command() -> None:
+    after, wish = judged(command(seq=3, epoch=9, mode=Mode.CHARGE))
+    assert (after.seq, after.voided_seq, after.result) == (9 * 2**32 + 3, 3, Result.ACCEPTED)
+    assert wish.mode is Mode.CHARGE
+    again, wish = judged(command(seq=3, epoch=9, mode=Mode.CHARGE), after._replace(voided_seq=after.seq))
+    assert (again.seq, wish.mode) == (after.seq, Mode.READY)
+
+
+@pytest.mark.parametrize("changes", [{"state": State.FAULT}, {"remote": False}, {"permit": Why.NO_DATA}])
+def test_what_takes_a_frame_out_of_force_takes_its_whole_number(changes: dict[str, Any]) -> None:
+    frame = command(epoch=9, mode=Mode.CHARGE)
+    was = KNOWN._replace(seq=frame.number, mode=Mode.CHARGE)
+    assert judged(frame, was, **{"state": State.ISOLATED, **changes})[0].voided_seq == frame.number
+    assert judged(frame, KNOWN, **{"state": State.ISOLATED, **changes})[0].voided_seq == frame.number
+
+
+FRAME = command(epoch=9, mode=Mode.CHARGE, valid_ms=500)
+IN_FORCE = KNOWN._replace(seq=FRAME.number, mode=Mode.CHARGE)
+
+
+@pytest.mark.parametrize(
+    ("frame_ms", "expired"), [(0.0, False), (490.0, False), (3489.0, False), (3490.0, False), (3490.1, True)]
+)
+def test_a_frame_is_held_for_three_seconds_beyond_its_validity(frame_ms: float, expired: bool) -> None:
+    after, wish = judged(FRAME, IN_FORCE._replace(frame_ms=frame_ms))
+    assert (after.frame_ms, after.expired) == (frame_ms + 10.0, expired)
+    assert (after.voided_seq, after.why) == ((FRAME.number, Why.VALIDITY_OVER) if expired else (3, Why.NONE))
+    assert wish.mode is (Mode.READY if expired else Mode.CHARGE), "contactors stay closed"
+
+
+def test_the_next_frame_brings_back_what_ran_out() -> None:
+    over, _ = judged(FRAME, IN_FORCE._replace(frame_ms=1e4))
+    after, wish = judged(FRAME._replace(seq=8), over)
+    assert (after.frame_ms, after.expired, after.why, wish.mode) == (0.0, False, Why.NONE, Mode.CHARGE)
+
+
+def test_that_the_validity_is_over_is_said_once() -> None:
+    over, _ = judged(FRAME, IN_FORCE._replace(frame_ms=1e4))
+    assert judged(FRAME, over._replace(why=Why.BMS_ALARM))[0].why is Why.BMS_ALARM
+
+
+def test_a_frame_without_a_validity_never_ends_and_its_age_is_not_counted() -> None:
+    after, wish = judged(FRAME._replace(valid_ms=0), IN_FORCE._replace(frame_ms=1e9, expired=True))
+    assert (after.frame_ms, after.expired, wish.mode) == (0.0, False, Mode.CHARGE)
+
+
+def test_the_shortest_validity_is_one() -> None:
+    after, _ = judged(FRAME._replace(valid_ms=1), IN_FORCE._replace(frame_ms=2995.0))
+    assert (after.frame_ms, after.expired) == (3005.0, True)
+
+
+def test_the_first_scan_of_a_frame_does_not_count() -> None:
+    after, _ = judged(FRAME._replace(seq=8, valid_ms=1), IN_FORCE._replace(frame_ms=2999.0), dt_ms=9000.0)
+    assert (after.frame_ms, after.expired) == (0.0, False)
+
+
+def test_a_lost_heartbeat_is_named_before_the_validity() -> None:
+    silent = FRAME._replace(heartbeat_armed=True, heartbeat_timeout_s=0.0)
+    assert judged(silent, IN_FORCE._replace(frame_ms=1e4))[0].why is Why.HEARTBEAT_LOST
+    holding = silent._replace(loss_policy=LossPolicy.HOLD)
+    assert judged(holding, IN_FORCE._replace(frame_ms=1e4))[0].why is Why.VALIDITY_OVER
+
+
+def test_in_mode_grid_the_power_is_part_of_what_is_commanded() -> None:
+    _, wish = judged(command(mode=Mode.GRID, w=-2e5), KNOWN._replace(mode=Mode.GRID))
+    assert wish.content == (Mode.GRID, -2e5, 0.0, 0.0)

@@ -18,6 +18,7 @@ from statemachine.latch import Latches
 from statemachine.signals import EventKind, Inputs, PcsState, Why
 from statemachine.states import OPEN, State
 from statemachine.wear import Wear
+from statemachine.wishes import Wishes
 
 S = settings()
 WIDE = settings(revision=2, max_charge_current=2000.0)
@@ -272,10 +273,16 @@ def test_a_failed_loop_leaves_half_the_rate() -> None:
         ({"guard_age_ms": detect.GUARD_SILENT_MS}, Why.NONE),
         ({"guard_age_ms": detect.GUARD_SILENT_MS + 0.1}, Why.GUARD_NOT_ARMED),
         ({"lines": INPUTS.lines._replace(interlocks=0xFE)}, Why.INTERLOCK_OPEN),
+        ({"lines": INPUTS.lines._replace(interlocks=0xFE, remote=False)}, Why.INTERLOCK_OPEN),
+        ({"lines": INPUTS.lines._replace(remote=False)}, Why.LOCAL_CONTROL),
     ],
 )
 def test_what_forbids_closing(changes: dict[str, Any], why: Why) -> None:
     assert judged(**changes)[1].permit is why
+
+
+def test_a_key_that_does_not_count_as_remote_yet_forbids_closing() -> None:
+    assert judged(KNOWN._replace(wishes=Wishes(remote=False)))[1].permit is Why.LOCAL_CONTROL
 
 
 @pytest.mark.parametrize(("fault", "why"), [("ERR_COMM_LOST", Why.FAULT_LATCHED), ("ERR_CONFIG", Why.NONE)])

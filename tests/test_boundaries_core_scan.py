@@ -72,7 +72,7 @@ def test_every_output_of_a_rack_that_charges() -> None:
         status_bits=1 << StatusBit.DV_CALIBRATED | 1 << StatusBit.CLOCK_TRUSTED, wset_active_w=-5e4,
         wset_remaining_s=2.5, wset_reverted=3, service_delay_s=2.5, limit_remaining_s=3.5, limit_reverted=4,
         droop_remaining_s=4.5, droop_reverted=6, dv_v=-0.5, precharge_tries=2,
-        interlocks=core._interlock_bits(INPUTS), settings_revision=5, wear=Wear(cycles=7),
+        interlocks=core._interlock_bits(INPUTS, True), settings_revision=5, wear=Wear(cycles=7),
         events=((EventKind.FAULT_ON, 3, 0),),
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_a_power_set_point_is_shown_while_it_is_in_force() -> None:
 
 # registers Interlocks and StatusBits
 
-NO_LINES = Lines(False, False, False, False, 0, False, False, False, (13.0,) * 8, 0.0, False, False, False)
+NO_LINES = Lines(False, False, False, False, 0, False, False, False, (13.0,) * 8, 0.0, False, False, False, True)
 
 
 @pytest.mark.parametrize(
@@ -175,16 +175,24 @@ NO_LINES = Lines(False, False, False, False, 0, False, False, False, (13.0,) * 8
 )
 def test_each_line_is_its_own_bit_of_the_interlocks_register(name: str, bit: InterlockBit) -> None:
     quiet = INPUTS._replace(guard=None, lines=NO_LINES)
-    assert core._interlock_bits(quiet) == 0
-    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(**{name: True}))) == 1 << bit  # type: ignore[arg-type]
+    assert core._interlock_bits(quiet, True) == 0
+    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(**{name: True})), True) == 1 << bit  # type: ignore[arg-type]
 
 
 def test_interlocks_and_guard_in_the_interlocks_register() -> None:
     quiet = INPUTS._replace(guard=None, lines=NO_LINES)
-    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(interlocks=0xA5))) == 0xA5
-    assert core._interlock_bits(quiet._replace(guard=ARMED)) == 1 << InterlockBit.GUARD_ARMED
-    assert core._interlock_bits(quiet._replace(guard=ARMED._replace(armed=False))) == 0
-    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(interlocks=1, kill_ok=True))) == 0x101
+    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(interlocks=0xA5)), True) == 0xA5
+    assert core._interlock_bits(quiet._replace(guard=ARMED), True) == 1 << InterlockBit.GUARD_ARMED
+    assert core._interlock_bits(quiet._replace(guard=ARMED._replace(armed=False)), True) == 0
+    assert core._interlock_bits(quiet._replace(lines=NO_LINES._replace(interlocks=1, kill_ok=True)), True) == 0x101
+    assert core._interlock_bits(quiet, False) == 1 << InterlockBit.KEY_LOCAL
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(-1, 0), (0, 0), (2**32 - 1, 2**32 - 1), (9 * 2**32, 0), (9 * 2**32 + 7, 7)]
+)
+def test_the_answer_names_the_sequence_without_the_epoch(number: int, shown: int) -> None:
+    assert put_out(CHARGING._replace(wishes=CHARGING.wishes._replace(seq=number))).ack_seq == shown
 
 
 PLAIN = CHARGING._replace(delta=Delta())

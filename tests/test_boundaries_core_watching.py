@@ -260,6 +260,7 @@ def test_interlock_edges_are_counted_and_leak_with_time() -> None:
 # commands, heartbeat and reversion in the log
 
 BEFORE = Wishes(seq=4, mode=Mode.READY, result=Result.ACCEPTED, why=Why.NONE)
+FRAMED = BEFORE._replace(seq=9 * 2**32 + 4)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +277,24 @@ BEFORE = Wishes(seq=4, mode=Mode.READY, result=Result.ACCEPTED, why=Why.NONE)
         (BEFORE, {"lost": True}, [(EventKind.HEARTBEAT, 0, 0)]),
         (BEFORE._replace(lost=True), {"lost": False}, [(EventKind.HEARTBEAT, 1, 0)]),
         (BEFORE, {"wset": Reversion(reverted=3)}, [(EventKind.REVERT, 3, 0)]),
+        (BEFORE, {"remote": False}, [(EventKind.KEY_SWITCH, 0, 0)]),
+        (BEFORE._replace(remote=False), {"remote": True}, [(EventKind.KEY_SWITCH, 1, 0)]),
+        (BEFORE, {"expired": True}, [(EventKind.VALIDITY, 0, 0)]),
+        (BEFORE._replace(expired=True), {"expired": False}, [(EventKind.VALIDITY, 1, 0)]),
+        (BEFORE, {"seq": 2**32 - 1}, [(EventKind.COMMAND, 2**32 - 1, Why.NONE)]),
+        (BEFORE, {"seq": 2**32}, [(EventKind.COMMAND, 0, Why.NONE)]),
+        (BEFORE, {"seq": 4 * 2**32 + 4}, [(EventKind.COMMAND, 4, Why.NONE)]),
+        (FRAMED, {"seq": 9 * 2**32}, []),
+        (FRAMED, {"seq": 10 * 2**32 - 1}, []),
+        (FRAMED, {"seq": 10 * 2**32 + 4}, [(EventKind.COMMAND, 4, Why.NONE)]),
+        (FRAMED, {"seq": 8 * 2**32 + 4}, [(EventKind.COMMAND, 4, Why.NONE)]),
+        (FRAMED, {"seq": 4}, [(EventKind.COMMAND, 4, Why.NONE)]),
+        (FRAMED, {"seq": 9 * 2**32 + 5, "mode": Mode.CHARGE}, [(EventKind.COMMAND, 5, Why.NONE)]),
+        (FRAMED, {"result": Result.REJECTED, "why": Why.NO_DATA}, [(EventKind.COMMAND, 4, Why.NO_DATA)]),
     ],
 )
 def test_what_is_told_of_a_command(before: Wishes, changes: dict[str, Any], events: Told) -> None:
-    """The first command after a start is not told when it is OFF: nobody sent it."""
+    """The first command after a start is not told when it is OFF: nobody sent it. Frames of an epoch are one stream."""
     told: Told = []
     core._tell_wishes(before, before._replace(**changes), told)
     assert told == events

@@ -15,7 +15,7 @@ from firmware.appliance import STALE_MS
 from firmware.image import Status
 from firmware.registers import POINT
 from statemachine.faults import BY_NAME
-from statemachine.signals import Command, Mode, Result, Why
+from statemachine.signals import Command, InterlockBit, Mode, Result, Why
 from statemachine.states import State
 
 HEALTHY = 0b111_1111_1111
@@ -171,9 +171,23 @@ def test_the_bar_fills_from_start_to_target() -> None:
 def test_healthy_interlocks_verify(appliance: FakeAppliance, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool(appliance, "--verify-interlocks") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 16
     assert all(line.endswith("ok") for line in lines)
     assert lines[3].startswith("interlock 4 (24 V)")
+    assert lines[12].split() == ["key", "switch", "expected", "any", "seen", "remote", "ok"]
+
+
+def test_a_key_at_local_is_shown_and_is_no_mistake(
+    appliance: FakeAppliance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    appliance.show(interlocks=HEALTHY | 1 << InterlockBit.KEY_LOCAL)
+    assert tool(appliance, "--verify-interlocks") == 0
+    assert "key switch             expected any       seen local     ok" in capsys.readouterr().out
+    assert tool(appliance, "--status") == 0
+    assert "control          local, by the key switch\n" in capsys.readouterr().out
+    appliance.show(interlocks=HEALTHY)
+    assert tool(appliance, "--status") == 0
+    assert "control          remote\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

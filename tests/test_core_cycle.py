@@ -311,6 +311,105 @@ def test_loss_policy_isolate_opens_and_hold_goes_on() -> None:
         assert rig.state() is expected
 
 
+@pytest.mark.parametrize("void", [False, True])
+def test_the_key_at_local_stops_the_rack_in_order_and_at_remote_closes_nothing(void: bool) -> None:
+    rig = Rig(heartbeats=True).charging()
+    if void:
+        rig.heartbeats = False
+        rig.until(State.READY, 12_000)
+        rig.heartbeats = True
+        rig.scan(5000)
+    rig.lines = rig.lines._replace(remote=False)
+    assert rig.scan(10).state() is State.STOPPING
+    assert rig.o.ack_why == (Why.HEARTBEAT_LOST if void else Why.LOCAL_CONTROL)
+    assert rig.until(State.ISOLATED, 12_000).coils == NONE
+    assert rig.o.permit == Why.LOCAL_CONTROL
+    assert not rig.core.memory.under_load
+    rig.send(mode=2).scan(100)
+    assert (rig.state(), rig.o.ack_result, rig.o.ack_why) == (State.ISOLATED, Result.REJECTED, Why.LOCAL_CONTROL)
+    rig.lines = rig.lines._replace(remote=True)
+    assert rig.scan(990).o.permit == Why.LOCAL_CONTROL
+    assert rig.scan(20_000).state() is State.ISOLATED
+    rig.send().until(State.CHARGE_RAMP, 20_000)
+    assert [a for kind, a, _ in rig.events if kind == EventKind.KEY_SWITCH] == [0, 1]
+
+
+def test_a_loose_wire_of_the_key_is_local_and_one_line_in_the_log() -> None:
+    rig = Rig().charging()
+    for remote in (False, True) * 500:
+        rig.lines = rig.lines._replace(remote=remote)
+        rig.scan(50)
+    assert rig.state() is State.ISOLATED
+    assert [a for kind, a, _ in rig.events if kind == EventKind.KEY_SWITCH] == [0]
+    rig.lines = rig.lines._replace(remote=True)
+    rig.scan(1000)
+    assert [a for kind, a, _ in rig.events if kind == EventKind.KEY_SWITCH] == [0, 1]
+
+
+def test_the_key_at_local_breaks_off_a_precharge() -> None:
+    rig = Rig().until(State.ISOLATED, 1000).send(mode=1).until(State.PRECHARGE, 1000).scan(500)
+    rig.lines = rig.lines._replace(remote=False)
+    assert rig.scan(10).state() is State.STOPPING
+    assert rig.until(State.ISOLATED, 2000).coils == NONE
+
+
+def test_maintenance_begins_goes_on_and_ends_in_local() -> None:
+    rig = Rig().until(State.ISOLATED, 1000)
+    rig.lines = rig.lines._replace(remote=False)
+    rig.scan(100).send(mode=5).until(State.SERVICE, 100)
+    assert rig.scan(5000).state() is State.SERVICE
+    rig.send(mode=1).scan(100)
+    assert (rig.state(), rig.o.ack_why) == (State.SERVICE, Why.LOCAL_CONTROL)
+    rig.send(mode=0).until(State.ISOLATED, 100)
+
+
+def test_a_key_that_is_at_local_from_the_start_is_told() -> None:
+    rig = Rig()
+    rig.lines = rig.lines._replace(remote=False)
+    assert (EventKind.KEY_SWITCH, 0, 0) in rig.scan(100).events
+
+
+def frames(rig: Rig, ms: float, valid_ms: int = 300) -> Rig:
+    """A master that sends a frame every 100 ms, ten new numbers a second."""
+    for _ in range(round(ms / 100)):
+        rig.send(epoch=7, valid_ms=valid_ms).scan(100)
+    return rig
+
+
+def test_when_the_frames_stop_the_set_point_is_held_then_the_rack_stands_by_and_the_next_frame_goes_on() -> None:
+    rig = frames(Rig().charging(), 20_000)
+    charge_a = rig.o.setpoint_a
+    assert charge_a < -100.0
+    rig.scan(3190)  # 100 of the 300 ms went by with the last frame
+    assert rig.o.setpoint_a <= charge_a
+    assert rig.o.ack_why == Why.NONE
+    rig.scan(30)
+    assert rig.o.ack_why == Why.VALIDITY_OVER
+    assert rig.until(State.READY, 1000).scan(15_000).o.setpoint_a == 0.0
+    assert (rig.state(), rig.coils) == (State.READY, Coils(True, True, False))
+    frames(rig, 5000)
+    assert rig.state() is State.CHARGE_RAMP
+    assert [a for kind, a, _ in rig.events if kind == EventKind.VALIDITY] == [0, 1]
+
+
+def test_ten_frames_a_second_are_one_command_in_the_log_and_do_not_restart_what_is_finished() -> None:
+    rig = Rig(soc=79.9).charging(c_rate=0.5)
+    rig.events.clear()
+    frames(rig, 60_000)
+    assert rig.state() is State.CHARGED
+    assert rig.visited.count(State.CHARGE_RAMP) == 1
+    assert sum(kind == EventKind.COMMAND for kind, _, _ in rig.events) == 1
+    assert rig.o.ack_seq == rig.command.seq
+
+
+def test_limits_win_over_every_frame() -> None:
+    rig = frames(Rig().charging(), 5000)
+    rig.bms_changes = {"charge_max_a": 50.0}
+    for _ in range(50):
+        frames(rig, 200)
+        assert rig.o.setpoint_a >= -50.0 - 1e-6
+
+
 def test_the_same_inputs_give_the_same_outputs() -> None:
     one, two = Rig(), Rig()
     for rig in (one, two):

@@ -260,6 +260,23 @@ def test_an_absent_interlock_reads_open_and_an_absent_led_takes_any_level(rig: R
     assert rig.output("led_comm").requests == rig.input("interlock_8").requests == 0
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_board_without_a_key_switch_reads_remote(rig: Rig, tmp_path: Path, named: bool) -> None:
+    path = tmp_path / "keyless.toml"
+    lines = [line for line in rig.file.path.read_text().splitlines() if not line.startswith("local_remote")]
+    path.write_text("\n".join(['absent = ["local_remote"]'] * named + lines))
+    assert load(str(path)).absent == {"local_remote"}
+    assert open_board("controller", tmp_path, board=str(path)).inputs["local_remote"].value == 1
+    assert rig.input("local_remote").requests == 0
+
+
+def test_a_key_switch_without_voltage_reads_local(rig: Rig, opened: Callable[[str], Board]) -> None:
+    board = opened("controller")
+    for level in (1, 0):
+        rig.input("local_remote").level = level
+        assert board.inputs["local_remote"].value == level
+
+
 def test_a_line_that_another_program_holds_is_named_with_its_holder(
     rig: Rig, opened: Callable[[str], Board], tmp_path: Path
 ) -> None:

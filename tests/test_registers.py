@@ -94,8 +94,9 @@ def test_writable_points_say_what_they_take() -> None:
 
 
 def test_command_part_is_one_writable_block() -> None:
-    block = [row.point for row in AT[POINT["CmdSeq"].address - BASE : POINT["LossPol"].end - BASE]]
+    block = [row.point for row in AT[POINT["CmdSeq"].address - BASE : POINT["ValidMs"].end - BASE]]
     assert {point.access for point in block} == {"RW"}
+    assert (POINT["CmdSeq"].address, len(block)) == (40526, 14), "a frame of redundant masters is one FC16"
 
 
 def test_set_point_group_is_one_writable_block() -> None:

@@ -95,6 +95,7 @@ class ControlDevice:
             ),
             "tamper": _attribute(plant, "tamper_open"),
             "reset_button": _attribute(plant, "reset_pressed"),
+            "key_local": _attribute(plant, "key_local"),
             **{f"interlock_{n}": _item(plant.interlocks, n - 1, bool) for n in range(1, 9)},
             **{f"loop_ma_{n}": _attribute(loop, "ma", float) for n, loop in enumerate(loops, 1)},
             **{f"loop_mode_{n}": _attribute(loop, "mode", _loop_mode) for n, loop in enumerate(loops, 1)},

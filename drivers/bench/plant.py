@@ -126,7 +126,7 @@ class Plant:
         self.chatter_interlock, self.chatter_period_ms, self.chatter_open_ms = 0, 100.0, 10.0
         self.supply_24v_lost = False
         self.insulation_set_kohm = INSULATION_KOHM
-        self.kill_pressed = self.tamper_open = self.reset_pressed = self.ground_fault = False
+        self.kill_pressed = self.tamper_open = self.reset_pressed = self.ground_fault = self.key_local = False
         self.dv_offset_v = self.bms_offset_v = self.bms_offset_a = self.pcs_offset_a = 0.0
         self.pcs_gain = 1.0
         self.pcs_forced_v = 0.0  # what its DC voltmeter shows, 0 = the voltage
@@ -253,6 +253,7 @@ class Plant:
         self._reset_held = self.reset_pressed
         set_input("reset_button", supply and (self.reset_pressed or now_ns - self._reset_ns < PRESS_NS))
         set_input("insulation", supply and not self.ground_fault)
+        set_input("local_remote", supply and not self.key_local)
         open_now = self._chattering(now_ns)
         for at, closed in enumerate(self.interlocks, 1):
             set_input(f"interlock_{at}", supply and closed and at != open_now)

@@ -97,6 +97,7 @@ _TABLE = (
       for d in ("BMS", "PCS") for what, fate in (("lost", "never arrive"), ("damaged", "arrive as random bytes"))),
     _rw("grid_hz", "Frequency of the grid as the PCS measures it", 70, 40, scale=0.001, type="uint32", unit="Hz"),
     _rw("grid_v", "Its voltage, line to line", 6000, scale=0.1, unit="V"),
+    _rw("key_local", "1 = the key switch is turned to LOCAL: its line has no voltage", 1),
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from ..sunspec import (
     StorageStatus,
 )
 from .ac import ALARMS
-from .control import ACK, BEAT16
+from .control import ACK, BEAT16, key_switch
 from .draft import (
     Draft,
     Row,
@@ -177,7 +177,7 @@ BATTERY = [
     Draft("SoH", "uint16", "state of health, weakest string", "bms.soh_pct", unit="%", scale=0.1),
     *not_implemented("uint32", "NCyc"),
     Draft("ChaSt", "enum16", "charge status", "status", of_status(_charge_status), values=ChargeStatus),
-    Draft("LocRemCtl", "enum16", "who commands", values=Control, fixed=Control.REMOTE),
+    Draft("LocRemCtl", "enum16", "the key switch, as 715.LocRemCtl", "status", key_switch, values=Control),
     Draft("Hb", "uint16", "appliance heartbeat, as DERHb", "own", lambda s: s.own.beat % 0xFFFF),
     Draft("CtrlHb", "uint16", "site controller heartbeat, same counter as CtrlHb", span=BEAT16, fixed=0),
     Draft("AlmRst", "uint16", "1 = acknowledge faults, as AckFaults; reads 0", span=ACK, fixed=0),

@@ -48,7 +48,10 @@ VENDOR = [
     Draft("HbTmo", "uint16", "site controller heartbeat time-out", unit="s", span=(2, 300), fixed=10),
     Draft("LossPol", "enum16", "after a lost heartbeat and the ramp to zero", values=LossPolicy, writable=True,
           fixed=LossPolicy.STANDBY),
-    reserve("ReserveCommand", 3),
+    Draft("Epoch", "uint32", "epoch of the redundant master that writes, only with CmdSeq and ValidMs in the same "
+          "write; reads the one in force, 0 = not fenced", span=(0, 0xFFFFFFFE), fixed=0),
+    Draft("ValidMs", "uint16", "the frame is in force for this long, 0 = without end; only with Epoch", unit="ms",
+          span=(0, 65_000), fixed=0),
     Draft("AckSeq", "uint32", "CmdSeq that the controller has answered", "status.ack_seq"),
     Draft("AckResult", "enum16", "its answer", "status.ack_result", values=Result),
     Draft("AckWhy", "enum16", "why a command is not followed, or the last write was refused", "status",
@@ -95,7 +98,8 @@ VENDOR = [
     Draft("LedFault", "enum16", "FAULT LED" + _PATTERN, "status", _led(3)),
     Draft("LedKill", "enum16", "KILL LED" + _PATTERN, "status", _led(4)),
     Draft("Interlocks", "bitfield32", "bits 0-7 interlock 1-8 closed, 8 kill-switch closed, 9 tamper closed, 10 "
-          "insulation good, 11-13 feedback neg pos pre closed, 14 reset pressed, 15 guard armed", "status.interlocks"),
+          "insulation good, 11-13 feedback neg pos pre closed, 14 reset pressed, 15 guard armed, 16 key at LOCAL",
+          "status.interlocks"),
     Draft("Feedback", "uint16", "contactors reported closed: bit 0 neg, 1 pos, 2 precharge", "status.feedback"),
     Draft("Coils", "uint16", "contactor coils on: bit 0 neg, 1 pos, 2 precharge", "status.coils"),
     Draft("GuardArmed", "uint16", "1 = safe-enable is on", "guard.armed"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, OPEN, SCENE, VM
+from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, SCENE, VM
 from .row import row as _row
 from .row import tests as _t
 
@@ -66,16 +66,18 @@ OPERATOR = (
     _row("O6", "Two masters fight",
          "One address commands, every other one is refused with the reason; a stop of anyone stops.",
          "firmware.authority:Authority.allows", LIVE, SCENE,
-         *_t("authority", "the_first_valid_writer_commands_and_a_second_one_is_refused_with_the_reason")),
+         *_t("authority", "the_first_valid_writer_commands_and_a_second_one_is_refused_with_the_reason"),
+         *_t("redundant_masters_live", "two_masters_and_one_rack")),
     _row("O7", "An update begins under charge",
          "SERVICE, the only state that permits it, is entered with open contactors only and energises nothing.",
          "statemachine.core:_enter", CORE,
          *_t("core_cycle", "service_is_entered_from_isolated_only_and_cannot_energise"),
          ELSEWHERE + "the update itself is part of the image"),
     _row("O8", "A remote START surprises somebody at the rack",
-         "Kill-switch, open interlock and tamper keep it open.",
+         "Kill-switch, open interlock and tamper keep it open; so does the key switch at LOCAL, which also stops it.",
          "statemachine.core:_permit", CORE, *_t("core_faults", "the_kill_chain_acts_in_the_same_scan_in_every_state"),
-         OPEN + "no local mode: the appliance has no panel to command from"),
+         *_t("core_cycle", "the_key_at_local_stops_the_rack_in_order_and_at_remote_closes_nothing"),
+         *_t("key_switch", "in_local_no_mode_is_commanded_but_off_and_service")),
     _row("O9", "The current rises faster than commanded",
          "It rises at the ramp within 2 % and ends at the target.",
          "statemachine.charge:limits", CORE, SCENE,

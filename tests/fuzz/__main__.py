@@ -91,7 +91,7 @@ def against_the_appliance(adus: int, seed: int, directory: Path) -> int:
     """Well-formed answers only, nothing raised, nothing of a refused write applied. Raises Wrong."""
     config.prepare(directory / "config", {})
     file = writer("server", directory / "run")
-    appliance = Appliance(file, directory / "run")
+    appliance = Appliance(file, directory / "run", directory / "state")
     Configuration(directory / "config", file, appliance).reload()
     counters, done = Counters(), 0
     grammar = Grammar(seed, (BASE, END - 1, *(p.address for p in POINTS if p.access == "RW")), (1,))

@@ -77,6 +77,7 @@ class World(NamedTuple):
     soc: str = "middle"
     current: str = "follows"
     server: str = "alive"
+    key: str = "remote"
     settings: str = "same"
     service: str = "permitted"
     dt_ms: float = SCAN_MS
@@ -97,6 +98,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "soc": tuple(name for name in SOC if name != "middle"),
     "current": ("flows", "rests"),
     "server": ("silent",),
+    "key": ("local",),
     "settings": ("wider",),
     "service": ("not permitted",),
     "dt_ms": (WHILE_MS, AGES_MS),
@@ -104,7 +106,10 @@ CHANGES: dict[str, tuple[Any, ...]] = {
 PROBES = ("settings",)
 """Checked at every node, and not followed."""
 PAIRED: dict[str, tuple[Any, ...]] = {
-    **{name: CHANGES[name] for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "service")},
+    **{
+        name: CHANGES[name]
+        for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "key", "service")
+    },
     "chain": ("kill-switch open",),
     "feedback": CHANGES["feedback"],
     "command": ("OFF", "CHARGE", "DISCHARGE", "SERVICE"),
@@ -147,8 +152,8 @@ class Node(NamedTuple):
 
     memory: Memory
     command: str = "OFF"
-    void: int = 2  # the command that stands was there with a latched fault (1), or in INIT, a fault state or without
-    # permission to serve (2)
+    void: int = 2  # the command that stands was there with a latched fault (1), or in INIT, a fault state, in LOCAL or
+    # without permission to serve (2)
     owes_ack: bool = False
     owes_reset: bool = False
     locked: int = 0  # a lockout still wants: 1 the service press, 2 the acknowledge
@@ -168,7 +173,7 @@ def _command(node: Node, world: World) -> tuple[Command | None, str]:
     mode, w, c_rate, target = COMMANDS[name]
     ack = max(0, node.memory.ack_count) + world.ack
     return Command(
-        seq, mode, w, c_rate, target, 0, False, 10.0, 0, ack, 0, False, 0.0, 0.0, False, 0.0, False,
+        seq, mode, w, c_rate, target, 0, False, 10.0, 0, ack, 0, False, 0.0, 0.0, False, 0.0, False, 0, 0,
     ), name  # fmt: skip
 
 
@@ -191,6 +196,7 @@ def _lines(node: Node, world: World) -> Lines:
         out_pos=node.memory.coils.pos,
         out_pre=node.memory.coils.pre,
         loops_age_ms=min(world.dt_ms, 100.0),
+        remote=world.key == "remote",
     )
 
 
@@ -331,7 +337,7 @@ def _wishes(w: wishes.Wishes, command: str) -> wishes.Wishes:
         return wishes.Wishes()
     return wishes.Wishes(
         seq=1, mode=Mode(COMMANDS[command][0]), voided_seq=1 if w.voided_seq == w.seq else 0, heartbeat=0,
-        wset=Reversion(0),
+        wset=Reversion(0), remote=w.remote, remote_ms=wishes.REMOTE_MS if w.remote else 0.0,
     )  # fmt: skip
 
 

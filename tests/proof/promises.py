@@ -1,4 +1,4 @@
-"""What must hold after every scan of the core: the ten invariants of the design, and what the grid may ask.
+"""What must hold after every scan of the core: invariants of the design, of the grid's permission and the key switch.
 
 A witness (the last fields of `Node`) remembers by itself what was acknowledged, reset and commanded since the fault;
 it never asks the latch cells or the command side of the core.
@@ -66,7 +66,9 @@ def witness(s: Step, command: str) -> Node:
     void = max(_void(s), bool(o.faults_latched))
     if not {o.state, s.was.state}.isdisjoint(VOIDING):
         void = 2
-    if s.world.service != "permitted" and command != "SERVICE":
+    mode = s.inputs.command.mode if s.inputs.command is not None else Mode.OFF
+    local = s.world.key == "local" and mode not in (Mode.OFF, Mode.SERVICE)
+    if local or (s.world.service != "permitted" and command != "SERVICE"):
         void = 2
     return Node(s.after, command, void, owes_ack, owes_reset, locked)
 
@@ -226,7 +228,12 @@ def _configuration(s: Step) -> str | None:
     return None
 
 
-PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _grid, _service, _configuration)
+def _key_switch(s: Step) -> str | None:
+    running = s.out.state is State.PRECHARGE or s.out.state in CLOSED - {State.STOPPING}
+    return "12: LOCAL, and the rack closes or does not stop" if s.world.key == "local" and running else None
+
+
+PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _grid, _service, _configuration, _key_switch)
 
 
 def broken(s: Step) -> str | None:
