@@ -52,7 +52,7 @@ class GridFunctions:
     def __init__(self, image: bytearray, section: SectionWriter) -> None:
         self._image, self._section = image, section
         self._limit = self._droop = 1
-        self._reverted = (0, 0)  # versions of limit and droop whose reversion was followed
+        self._followed = (0, 0)  # versions of limit and droop whose reversion the registers show
         self._defaults: Grid | None = None
         self._resumed = self._resume()
         self._changed = True
@@ -64,6 +64,7 @@ class GridFunctions:
             return False
         self._put(last, _WRITTEN)
         self._limit, self._droop = last.limit_version, last.droop_version
+        self._followed = 0, last.droop_followed
         return True
 
     def _put(self, values: Grid, fields: Iterable[str]) -> None:
@@ -101,14 +102,15 @@ class GridFunctions:
         """Puts the values after a reversion into the registers. True when there was one."""
         if status is None:
             return False
-        limit_over = status.limit_reverted == self._limit != self._reverted[0]
-        droop_over = status.droop_reverted == self._droop != self._reverted[1]
+        limit_over = status.limit_reverted == self._limit != self._followed[0]
+        droop_over = status.droop_reverted == self._droop != self._followed[1]
         if limit_over:
             for name in ("WMaxLimPctEna", "WMaxLimPct"):
                 registers.put(self._image, name, registers.get(self._image, f"{name}Rvrt"))
+            self._followed = self._limit, self._followed[1]
         if droop_over:
             self._adopt(int(registers.get(self._image, "711.RvrtCtl")))
-        self._reverted = status.limit_reverted, status.droop_reverted
+            self._followed = self._followed[0], self._droop
         self._changed |= limit_over or droop_over
         return limit_over or droop_over
 
@@ -117,7 +119,7 @@ class GridFunctions:
         values = {
             field: _KINDS[field](registers.get(self._image, name) / unit) for field, (name, unit) in _WRITTEN.items()
         }
-        return Grid(limit_version=self._limit, droop_version=self._droop, **values)
+        return Grid(limit_version=self._limit, droop_version=self._droop, droop_followed=self._followed[1], **values)
 
     def publish(self) -> None:
         """To the controller, when something changed."""

@@ -40,8 +40,8 @@ WHY: dict[Why, str] = {
     Why.STALE_EPOCH: "Epoch and CmdSeq are not above the highest accepted; another master may have taken over",
     Why.EPOCH_REQUIRED: "redundant masters command: write Epoch, CmdSeq and ValidMs together; Epoch 0 only in SERVICE",
     Why.VALIDITY_OVER: "no frame came within ValidMs and 3 s; write the next one",
-    Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
     Why.EPOCH_NOT_SAVED: "the disk does not take the new Epoch; look after the state directory",
+    Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
 }
 assert set(WHY) == set(Why)
 

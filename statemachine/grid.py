@@ -26,6 +26,7 @@ DEFAULT = Grid(
     limit_version=0, limit_enabled=False, limit_pu=1.0, limit_revert_enabled=False, limit_revert_pu=1.0,
     limit_revert_s=0.0,
     droop_version=0, droop_enabled=False, droop_revert_s=0.0, droop_revert_set=1,
+    droop_followed=0,
     db_of_hz=0.036, db_uf_hz=0.036, k_of=0.05, k_uf=0.05, response_s=5.0, p_min_pu=-1.0,
     next_db_of_hz=0.036, next_db_uf_hz=0.036, next_k_of=0.05, next_k_uf=0.05, next_response_s=5.0, next_p_min_pu=-1.0,
 )  # fmt: skip

@@ -145,13 +145,14 @@ class Grid(NamedTuple):
     droop_enabled: bool
     droop_revert_s: float
     droop_revert_set: int
+    droop_followed: int  # version whose reversion the sets show: for a server that starts again, as set 2 is
     db_of_hz: float  # set 1, in force
     db_uf_hz: float
     k_of: float  # pu frequency a pu power
     k_uf: float
     response_s: float  # until 90 % of the answer
     p_min_pu: float
-    next_db_of_hz: float  # set 2, not adopted: for a server that starts again
+    next_db_of_hz: float  # set 2, not adopted
     next_db_uf_hz: float
     next_k_of: float
     next_k_uf: float

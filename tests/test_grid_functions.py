@@ -49,7 +49,7 @@ def test_ratings_are_the_configured_currents_at_the_middle_of_the_voltages() -> 
 
 def test_the_functions_before_they_are_written_are_those_of_ieee_1547() -> None:
     assert Grid(
-        True, 0.917, 1.05, 49.5, 50.1, 0.0, 0.0, 0, False, 1.0, False, 1.0, 0.0, 0, False, 0.0, 1,
+        True, 0.917, 1.05, 49.5, 50.1, 0.0, 0.0, 0, False, 1.0, False, 1.0, 0.0, 0, False, 0.0, 1, 0,
         *(0.036, 0.036, 0.05, 0.05, 5.0, -1.0) * 2,
     ) == DEFAULT  # fmt: skip
     found = grid.default(settings(nominal_frequency=60.0, enter_service_delay=7.0, enter_service_ramp=11.0))

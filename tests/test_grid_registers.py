@@ -234,6 +234,23 @@ def test_a_restarted_server_goes_on_with_what_was_written(tmp_path: Path) -> Non
         site.close()
 
 
+def test_a_restarted_server_does_not_adopt_what_was_written_after_the_reversion(tmp_path: Path) -> None:
+    with FakeAppliance(tmp_path) as appliance:
+        site = Client(appliance.port)
+        site.write("Ctl2.DbOf", *STEEP)
+        site.write("711.RvrtCtl", 2)
+        appliance.show(droop_reverted=told(appliance).droop_version)
+        assert site.read("Ctl1.KOf") == pytest.approx(0.02)
+        site.write("Ctl2.KOf", 0.04)
+        status = appliance.status
+        site.close()
+    with FakeAppliance(tmp_path) as appliance:
+        appliance.show(**status._asdict())
+        site = Client(appliance.port)
+        assert (site.read("Ctl1.KOf"), site.read("Ctl2.KOf")) == pytest.approx((0.02, 0.04))
+        site.close()
+
+
 def test_after_a_boot_the_configuration_counts_again(tmp_path: Path) -> None:
     with FakeAppliance(tmp_path) as appliance:
         site = Client(appliance.port)

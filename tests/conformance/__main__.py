@@ -18,8 +18,8 @@ _HEAD = f"""\
 
 Written by `python -m tests.conformance` from `tests/conformance/probe.py`; do not edit. `make test` runs every check
 over TCP against the real server and fails when one is not answered as it must: {len(CHECKS)} checks. Identifiers MOD,
-EXC, MB, REV and TCP are those of SunSpec's Modbus conformance test procedures; the others are our own. Exception codes
-are those of MODBUS Application Protocol V1.1b3.
+EXC, MB, REV, CRV and TCP are those of SunSpec's Modbus conformance test procedures; the others are our own. Exception
+codes are those of MODBUS Application Protocol V1.1b3.
 
 No certification is claimed: ride-through, trip and reactive power functions belong to the PCS.
 
