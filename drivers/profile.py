@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+_NAN = float("nan")
 MAX_REGISTERS = 125
 """One read (MODBUS Application Protocol V1.1b3, 6.3)."""
 
@@ -166,13 +167,28 @@ class Heartbeats(_Table):
     write: str | None = None  # ours, the device watches it
 
 
+class _Decoder(NamedTuple):
+    """How one point is read out of its block."""
+
+    name: str
+    unpack_from: Callable[[bytes, int], tuple[int]]
+    at: int  # bytes from the block's first
+    factor: float
+    offset: float
+    sentinel: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One read or write request and the points in it."""
+    """One read or write request and the points in it. Made by `Profile.blocks`."""
 
     address: int
     count: int
-    names: tuple[str, ...]
+    decoders: tuple[_Decoder, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(decoder.name for decoder in self.decoders)
 
 
 class Profile(_Table):
@@ -221,7 +237,11 @@ class Profile(_Table):
 
     def decode(self, block: Block, data: bytes) -> dict[str, float]:
         """The values in a block's bytes; nan for "not measured"."""
-        return {name: self._value(self.points[name], data, block.address) for name in block.names}
+        values = {}
+        for name, unpack_from, at, factor, offset, sentinel in block.decoders:
+            (raw,) = unpack_from(data, at)
+            values[name] = _NAN if raw == sentinel else raw * factor + offset
+        return values
 
     def blocks(self, names: Iterable[str], max_gap: int | None = None) -> tuple[Block, ...]:
         """The requests that read these points: neighbours merged over at most `max_gap` registers, <= 125 each.
@@ -234,24 +254,27 @@ class Profile(_Table):
             point = self.points[name]
             last = made[-1] if made else None
             if last and point.address - last.address - last.count <= gap and point.end - last.address <= MAX_REGISTERS:
-                made[-1] = Block(last.address, point.end - last.address, (*last.names, name))
+                decoder = self._decoder(name, last.address)
+                made[-1] = Block(last.address, point.end - last.address, (*last.decoders, decoder))
             else:
-                made.append(Block(point.address, point.count, (name,)))
+                made.append(Block(point.address, point.count, (self._decoder(name, point.address),)))
         return tuple(made)
 
-    def _value(self, point: ProfilePoint, data: bytes, start: int) -> float:
-        code = _CODES[point.type]
-        at = 2 * (point.address - start)
-        if (point.word_order or self.word_order) == "low_first":
-            data, at = self._ordered(point, data[at : at + code.struct.size]), 0
-        raw: int = code.struct.unpack_from(data, at)[0]
-        if raw == code.sentinel:
-            return float("nan")
-        return raw * point.sign * point.scale + point.offset
+    def _decoder(self, name: str, start: int) -> _Decoder:
+        point = self.points[name]
+        code, at = _CODES[point.type], 2 * (point.address - start)
+
+        def low_first(data: bytes, at: int) -> Any:
+            return code.struct.unpack(self._ordered(point, data[at : at + code.struct.size]))
+
+        unpack_from: Any = low_first if self._low_first(point) else code.struct.unpack_from
+        return _Decoder(name, unpack_from, at, point.sign * point.scale, point.offset, code.sentinel)
+
+    def _low_first(self, point: ProfilePoint) -> bool:
+        return (point.word_order or self.word_order) == "low_first"
 
     def _ordered(self, point: ProfilePoint, wire: bytes) -> bytes:
-        low_first = (point.word_order or self.word_order) == "low_first"
-        return wire[2:] + wire[:2] if low_first else wire
+        return wire[2:] + wire[:2] if self._low_first(point) else wire
 
 
 def load(name_or_path: str | Path) -> Profile:
