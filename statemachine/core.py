@@ -423,7 +423,7 @@ def _supply(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, dt_ms: floa
     droop, rack_v = grid.Droop(), now.bms.rack_v if now.bms is not None else 0.0
     if m.state is State.GRID_SUPPORT and rack_v > 0.0:
         droop = _droop(m, now, s, wish.grid_w, rack_v, dt_s)
-        power_w = droop.power_pu * ratings.rated_discharge_w(s) if droop.active else wish.grid_w
+        power_w = droop.power_pu * ratings.rated_discharge_w(s)
         requested_c = abs(power_w) / rack_v / s.rated_ah
         step_c = s.max_charge_rate
         charging, discharging = power_w < 0.0, power_w > 0.0

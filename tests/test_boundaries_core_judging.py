@@ -12,6 +12,7 @@ from samples import BMS, PCS
 
 from statemachine import charge, core, detect, grid, loops
 from statemachine.charge import ONE_FAILED
+from statemachine.contactors import Phase, Sequence
 from statemachine.core import RESET_PRESS_MS, SERVICE_PRESS_MS, Memory
 from statemachine.faults import BY_NAME, SAVED_MASK, names
 from statemachine.latch import Latches
@@ -298,3 +299,14 @@ def test_an_interlock_that_is_not_required_forbids_nothing() -> None:
     m = KNOWN._replace(settings=settings(interlocks_required=0x0F))
     assert judged(m, lines=INPUTS.lines._replace(interlocks=0x0F))[1].permit is Why.NONE
     assert judged(m, lines=INPUTS.lines._replace(interlocks=0x0E))[1].permit is Why.INTERLOCK_OPEN
+
+
+# the grid
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_the_rack_serves_the_grid_while_both_mains_are_closed(phase: Phase) -> None:
+    after, _ = judged(KNOWN._replace(sequence=Sequence(phase), service=grid.Service(waited_ms=30.0)))
+    closed = phase is Phase.CLOSED
+    served_ms = 10.0 if closed else 0.0
+    assert after.service[:4] == (closed, True, 40.0, served_ms)

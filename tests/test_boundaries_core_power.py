@@ -332,6 +332,15 @@ def test_grid_support_asks_for_its_power_at_the_rack_voltage(
     assert args[6:] == (0.9, charging, discharging, False, 0.01, [], [], LimitReason.COMMAND)
 
 
+@pytest.mark.parametrize(("hz", "asked_by"), [(50.0, LimitReason.COMMAND), (50.5, LimitReason.DROOP)])
+def test_what_droop_asks_for_is_named_after_it(calls: list[tuple[Any, ...]], hz: float, asked_by: LimitReason) -> None:
+    now = NOW._replace(grid=NOW.grid._replace(droop_enabled=True), pcs=PCS._replace(ac_hz=hz))
+    after = supplied(RUNNING._replace(state=State.GRID_SUPPORT), wish(Mode.GRID, 1e5), now)
+    (args,) = calls
+    assert args[-1] is asked_by
+    assert after.droop.active is (asked_by is LimitReason.DROOP)
+
+
 @pytest.mark.parametrize("rack_v", [0.0, -1.0, None])
 def test_grid_support_without_a_rack_voltage_asks_for_neither_direction(
     calls: list[tuple[Any, ...]], rack_v: float | None

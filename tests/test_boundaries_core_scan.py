@@ -266,6 +266,15 @@ def test_a_scan_of_a_rack_that_charges() -> None:
     assert out.permit == Why.NONE
 
 
+@pytest.mark.parametrize(("group", "number"), [("limit", 1), ("droop", 2)])
+def test_a_reversion_of_a_grid_function_is_told_with_its_number(group: str, number: int) -> None:
+    ends = Service(**{group: Reversion(5, 10.0, 4)})  # type: ignore[arg-type]
+    g = DEFAULT._replace(limit_version=5 if number == 1 else 0, droop_version=5 if number == 2 else 0)
+    m, out = scanned(HEALTHY._replace(service=ends), INPUTS._replace(grid=g))
+    assert out.events == ((EventKind.REVERT, 5, number),)
+    assert scanned(m, INPUTS._replace(grid=g))[1].events == ()
+
+
 def test_a_command_is_judged_told_and_followed_in_the_scan_that_brings_it() -> None:
     ready = HEALTHY._replace(
         state=State.READY, wishes=Wishes(8, Mode.READY, 3, Result.ACCEPTED, heartbeat=0), demand_a=0.0
