@@ -50,7 +50,9 @@ EXCEPTIONS: dict[int, tuple[str, frozenset[Why]]] = {
     2: ("a register that cannot be written, or is not there", frozenset({
         Why.NO_SUCH_REGISTER, Why.READ_ONLY, Why.HALF_POINT,
     })),
-    3: ("a value or a length that is not allowed", frozenset({Why.OUT_OF_RANGE, Why.UNDEFINED_VALUE})),
+    3: ("a value or a length that is not allowed", frozenset({
+        Why.OUT_OF_RANGE, Why.UNDEFINED_VALUE, Why.INCOMPLETE_FRAME,
+    })),
     6: ("busy: ask again, but slower", frozenset({Why.TOO_MANY_WRITES})),
     11: ("a unit that is not served", frozenset()),
 }  # fmt: skip

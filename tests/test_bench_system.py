@@ -232,14 +232,18 @@ def test_a_control_point_takes_its_ends_at_once_and_nothing_beyond(bench: BenchP
     for end, step in ((point.low, -1), (point.high, 1)):
         bench.set(point.name, end)
         assert bench.get(point.name) == pytest.approx(end)
-        beyond = round(end / point.scale) + step & 0xFFFF
-        assert bench.control.write_register(point.address, beyond).exception_code == 3
+        beyond = (round(end / point.scale) + step).to_bytes(2 * point.count + 1, "big", signed=True)[1:]
+        words = list(struct.unpack(f">{point.count}H", beyond))
+        assert bench.control.write_registers(point.address, words).exception_code == 3
         assert bench.get(point.name) == pytest.approx(end)
     bench.set(point.name, before)
     bench.reconnect()
 
 
 def test_a_control_write_is_whole_or_refused(bench: BenchProcess) -> None:
+    half = BY_NAME["grid_hz"].address
+    assert bench.control.write_register(half, 0).exception_code == 2
+    assert bench.control.write_register(half + 1, 50_000).exception_code == 2
     first = BY_NAME["interlock_1"].address
     assert bench.control.write_registers(first, [0, 0, 7]).exception_code == 3
     assert bench.get("interlock_1") == bench.get("interlock_2") == 1

@@ -141,7 +141,10 @@ def test_discharge_is_positive_on_the_wire() -> None:
 
 def test_reserve_reads_as_pad_and_missing_values_as_not_implemented() -> None:
     registers = image()
-    assert registers[2 * (40537 - BASE) : 2 * (40540 - BASE)] == b"\x80\x00" * 3
+    reserved = [row.point for row in ROWS if row.reserve]
+    assert "ReserveFaultBits" in [point.name for point in reserved]
+    for point in reserved:
+        assert registers[2 * (point.address - BASE) : 2 * (point.end - BASE)] == b"\x80\x00" * point.count
     assert POINT["CmfState"].raw(registers[2 * (40545 - BASE) : 2 * (40546 - BASE)]) == UNIMPLEMENTED["enum16"]
 
 

@@ -208,6 +208,8 @@ def _parse(address: int, data: bytes) -> dict[str, float]:
         point = BY_ADDRESS.get(address + at // 2)
         if point is None or point.access != "RW" or point.low is None or point.high is None:
             raise ModbusError(ILLEGAL_ADDRESS)
+        if len(data) - at < 2 * point.count:
+            raise ModbusError(ILLEGAL_ADDRESS)
         raw = point.raw(data[at : at + 2 * point.count])
         if not round(point.low / point.scale) <= raw <= round(point.high / point.scale):
             raise ModbusError(ILLEGAL_VALUE)
