@@ -180,6 +180,14 @@ def test_the_number_of_publishes_is_told_without_a_read(tmp_path: Path) -> None:
         assert reader.sequence == n
 
 
+def test_the_counter_of_a_file_stays_the_same_one(tmp_path: Path) -> None:
+    file, reader = SectionFile(tmp_path / "x.img", LAYOUT), SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    counter = reader.counter
+    file["small"].publish(b"x")
+    assert counter[0] == 1
+    assert reader.counter is counter
+
+
 def test_what_did_not_change_is_not_copied_again(tmp_path: Path) -> None:
     file, reader = SectionFile(tmp_path / "x.img", LAYOUT), SectionReader(tmp_path / "x.img", LAYOUT, "small")
     file["small"].publish(b"x")
