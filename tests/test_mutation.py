@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mutation import swap
-from mutation.__main__ import SURVIVORS, _survivors
+from mutation.__main__ import SURVIVORS, Row, _survivors, _written, document
 from mutation.mutants import MODULE, Mutant, mutants
 
 SOURCE = '''"""Doc 1."""
@@ -102,3 +102,11 @@ def test_the_innermost_statement_covers_a_line() -> None:
 def test_every_listed_survivor_has_a_reason() -> None:
     assert SURVIVORS.exists()
     assert all(len(reason) > 10 for reason in _survivors(Path()).values())
+
+
+def test_a_run_of_some_files_finds_the_rows_of_the_others_in_the_document(tmp_path: Path) -> None:
+    table = [Row("drivers/section.py", 1234, 1200, 30, 4), Row("statemachine/core.py", 7, 7, 0, 0)]
+    file = tmp_path / "mutation.md"
+    file.write_text(document(table, {"a b: `x` -> `y`": "no.py"}, 10, 3.0))
+    assert _written(file) == table
+    assert _written(tmp_path / "none.md") == []

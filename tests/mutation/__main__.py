@@ -136,6 +136,13 @@ def rows(verdicts: list[Verdict], known: dict[str, str]) -> list[Row]:
     return [Row(p, sum(what[p, x] for x in "kes"), what[p, "k"], what[p, "e"], what[p, "s"]) for p in paths]
 
 
+def _written(file: Path) -> list[Row]:
+    """The rows of the document as it stands: a run of some files leaves those of the others."""
+    lines = [line for line in _lines(file) if ".py |" in line and line.count("|") == 8]
+    cells = ([cell.strip().replace(",", "") for cell in line.split("|")[1:6]] for line in lines)
+    return [Row(path, *map(int, counts)) for path, *counts in cells]
+
+
 def total(table: list[Row]) -> Row:
     """The sum."""
     return Row(
@@ -244,7 +251,8 @@ def _judged(
     print(
         f"{len(verdicts):,} mutants, {pace:.0f} a second; {survivors} survive that are not in {SURVIVORS}: {UNLISTED}"
     )
-    if args.write and not args.sample and not args.only and not args.tests:
+    if args.write and not args.sample and not args.tests:
+        table = sorted([*table, *(r for r in _written(home / DOCUMENT) if r.path not in paths)])
         places = sorted((where, nodes) for where, nodes in order.killers.items() if " " in where and nodes)
         (home / KILLERS).write_text("".join(f"{' | '.join([where, *nodes])}\n" for where, nodes in places))
         (home / DOCUMENT).write_text(document(table, known, len(order.tests), pace))
