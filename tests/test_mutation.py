@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutation import swap
+from mutation import runner, swap
 from mutation.__main__ import SURVIVORS, Row, _survivors, _written, document
 from mutation.mutants import MODULE, Mutant, mutants
 
@@ -110,3 +110,10 @@ def test_a_run_of_some_files_finds_the_rows_of_the_others_in_the_document(tmp_pa
     file.write_text(document(table, {"a b: `x` -> `y`": "no.py"}, 10, 3.0))
     assert _written(file) == table
     assert _written(tmp_path / "none.md") == []
+
+
+def test_a_constant_is_also_tried_with_tests_that_run_no_function_of_its_file(tmp_path: Path) -> None:
+    constant = next(m for m in made(tmp_path).values() if m.where == MODULE)
+    near = runner.Test(1.0, frozenset({("box.py", 13)}))
+    order = runner.Order({"t_far.py::a": runner.Test(0.1, frozenset()), "t_near.py::b": near}, {}, tmp_path)
+    assert order.of(constant) == ["t_near.py::b", "t_far.py::a"]

@@ -90,7 +90,7 @@ class Order:
             return list(dict.fromkeys(known or self._quickest))
         fitting = self._covering(mutant) if mutant.where != MODULE else []
         files = self._files.get(mutant.path, set())
-        fitting = fitting or [n for n in self._quickest if _file(n) in files] or self._quickest
+        fitting = fitting or sorted(self._quickest, key=lambda node: _file(node) not in files)
         wanted = set(fitting)
         hints = [*self.killers.get(_place(mutant), ())[:8], *self.killers.get(mutant.path, ())[:8]]
         left_s, chosen = self.budget_s, []
