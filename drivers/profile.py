@@ -158,6 +158,15 @@ class Line(_Table):
     framing: Literal["tcp", "rtu"] = "tcp"
     baud: int = Field(default=9600, ge=1200, le=1_000_000)  # of a serial line
     parity: Literal["none", "even", "odd"] = "even"
+    transactions: int = Field(default=1, ge=1, le=16)  # requests that the device takes in before it answers the first
+
+    @model_validator(mode="after")
+    def _known_by_number(self) -> Line:
+        if self.framing == "rtu" and self.transactions > 1:
+            raise ValueError(
+                f'transactions = {self.transactions}: with framing = "rtu" leave it out, answers have none'
+            )
+        return self
 
 
 class Heartbeats(_Table):

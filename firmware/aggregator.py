@@ -12,7 +12,7 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from math import nan
@@ -22,19 +22,21 @@ from time import monotonic, monotonic_ns
 from typing import Any, TypeVar, get_type_hints
 
 from drivers.modbus.client import (
+    Answer,
     Damaged,
     Disconnected,
     ExceptionAnswer,
     Garbage,
     Link,
     LinkError,
+    Read,
     TcpFraming,
     Timeout,
     WrongLength,
     WrongUnit,
 )
 from drivers.modbus.rtu import RtuFraming
-from drivers.profile import Profile, ProfileError, load
+from drivers.profile import Block, Profile, ProfileError, load
 from drivers.section import SectionError, SectionFile
 from firmware import image
 from firmware.config import ConfigError, config_directory, load_site
@@ -60,7 +62,6 @@ SHORTEST_WAIT_S = 0.02
 """An answer is waited for at least this long: the hiccup of a device or of this machine is no loss."""
 
 T = TypeVar("T", bound=tuple[Any, ...])
-R = TypeVar("R")
 
 _WRITTEN = ("run", "setpoint_a", "charge_limit_a", "discharge_limit_a")
 _STOP = (0.0,) * len(_WRITTEN)
@@ -219,44 +220,69 @@ class Poller(Thread, ABC):
     """Keeps one device polled on an absolute schedule; late polls are skipped, never caught up.
 
     A request that gets no good answer is made again on a new connection, so that a gateway which loses single frames
-    costs milliseconds and not the poll. The poll is given up request_timeout_ms after the first attempt, or when the
-    peer ends the connection; who answers is asked when that has happened, not in between.
+    costs milliseconds and not the poll. The poll is given up when no good answer came for request_timeout_ms, or when
+    the peer ends the connection; who answers is asked when that has happened, not in between.
     """
 
-    def __init__(self, link: Link, profile: Profile, period_ms: int, tell: Tell, stop: Event) -> None:
+    def __init__(
+        self, link: Link, profile: Profile, period_ms: int, tell: Tell, stop: Event, gap_ms: float = 0.0
+    ) -> None:
         super().__init__(name=link.peer, daemon=True)
         self.link, self.profile, self.tally, self.stop = link, profile, Tally(), stop
-        self._period_s = period_ms / 1000.0
+        self._period_s, self._gap_s = period_ms / 1000.0, gap_ms / 1000.0
+        self._transactions = 1 if gap_ms else profile.line.transactions
         self._reports = Reports(tell)
         self.loss = Loss()
-        self._longest_s = link.timeout_s
+        self._longest_s, self._give_up_s = link.timeout_s, 0.0
         self._patience = Patience(link.timeout_s)
 
-    def read(self, unit: int, address: int, count: int) -> bytes:
-        """Registers, asked for until they come or it is given up. Raises LinkError."""
-        return self.insist(partial(self.link.read, unit, address, count, self.profile.read_function))
+    def read_all(self, reads: Sequence[Read]) -> dict[Read, Answer]:
+        """The answer to each; what does not come is asked for again until it is given up. Raises LinkError."""
+        answers: dict[Read, Answer] = {}
 
-    def insist(self, request: Callable[[], R]) -> R:
-        """`request` until it gets a good answer or is given up; each attempt is counted. Raises LinkError."""
-        give_up_s = monotonic() + self._longest_s
+        def ask() -> None:
+            missing = [read for read in reads if read not in answers]
+            for answer in self.link.read_each(missing, self.profile.read_function, self._transactions):
+                answers[answer.read] = answer
+                self._good(answer.took_s)
+                if self._gap_s:
+                    self.stop.wait(self._gap_s)
+
+        self._insist(ask)
+        return answers
+
+    def tell(self, write: Callable[[], None]) -> None:
+        """`write` until it is confirmed or given up. Raises LinkError."""
+
+        def ask() -> None:
+            asked_s = monotonic()
+            write()
+            self._good(monotonic() - asked_s)
+
+        self._insist(ask)
+
+    def _good(self, took_s: float) -> None:
+        self.loss.count(False)
+        self._patience.answered(took_s)
+        self._give_up_s = monotonic() + self._longest_s
+
+    def _insist(self, ask: Callable[[], None]) -> None:
+        """Counts each attempt; the next begins where a good answer came last."""
+        self._give_up_s = monotonic() + self._longest_s
         while True:
             self.link.timeout_s = self._patience.wait_s
             asked_s = monotonic()
             try:
-                answer = request()
+                return ask()
             except LinkError as error:
                 self.loss.count(True)
-                if isinstance(error, (ExceptionAnswer, Disconnected)) or monotonic() >= give_up_s:
+                if isinstance(error, (ExceptionAnswer, Disconnected)) or monotonic() >= self._give_up_s:
                     raise
                 self._count(error)
                 self.stop.wait(asked_s + self._patience.wait_s - monotonic())  # nor does a quick liar get more attempts
                 self._patience.lost()
                 self.link.connect()
                 self.tally.connects += 1
-            else:
-                self.loss.count(False)
-                self._patience.answered(monotonic() - asked_s)
-                return answer
 
     def run(self) -> None:
         while not self.stop.is_set():
@@ -340,16 +366,16 @@ class BmsPoller(Poller):
         s = settings
         timeout_s = s.request_timeout_ms / 1000.0
         link = _link("BMS", s.bms_host, s.bms_port, s.bms_profile, timeout_s)
-        super().__init__(link, s.bms_profile, s.bms_poll_ms, tell, stop)
+        super().__init__(link, s.bms_profile, s.bms_poll_ms, tell, stop, s.request_gap_ms)
         self._bms, self._cells, self._strings = files["bms"], files["cells"], files["strings"]
-        self._gap_s = s.request_gap_ms / 1000.0
         self._cells_per_string = s.cells_per_string
         self._units = [self.profile.unit(string) for string in range(s.strings)]
         beat, self._ems_beat = self.profile.heartbeats.read, self.profile.heartbeats.write
         self._beat = beat
-        self._summary = self.profile.blocks(n for n, p in self.profile.points.items() if p.access == "R")
-        arrays = self.profile.arrays
-        self._blocks = {name: arrays[name].blocks(s.cells_per_string) for name in ("cell_v", "cell_c", "balancing")}
+        self._summaries = [_readable(self.profile, unit) for unit in self._units]
+        self._arrays = [self._arrays_of(unit) for unit in self._units]
+        self._reads = [read for summary in self._summaries for read in summary]
+        self._reads += [read for arrays in self._arrays for reads in arrays for read in reads]
         self._beats = [Heartbeat() for _ in self._units]
         self._beat_due_s = 0.0
         self._polls = 0
@@ -364,10 +390,13 @@ class BmsPoller(Poller):
 
     def poll(self) -> bool:
         started_ns = monotonic_ns()
-        summaries = [self._read_summary(unit) for unit in self._units]
+        answers = self.read_all(self._reads)
         strings = [
-            StringPoll(stamp_ms, values, *(self._read_array(unit, name) for name in self._blocks))
-            for unit, (stamp_ms, values) in zip(self._units, summaries, strict=True)
+            StringPoll(
+                *_decoded(self.profile, summary, answers, "string_v"),
+                *(b"".join([answers[read].data for read in reads]) for reads in arrays),
+            )
+            for summary, arrays in zip(self._summaries, self._arrays, strict=True)
         ]
         frozen = self._frozen(strings)
         if not frozen:
@@ -387,23 +416,9 @@ class BmsPoller(Poller):
         stands = [b.frozen(s.values[name], now_s) for b, s in zip(self._beats, strings, strict=True)]
         return any(stands)
 
-    def _read_summary(self, unit: int) -> tuple[float, dict[str, float]]:
-        values: dict[str, float] = {}
-        stamp_ms = 0.0
-        for block in self._summary:
-            values |= self.profile.decode(block, self._read(unit, block.address, block.count))
-            if "string_v" in block.names:
-                stamp_ms = monotonic_ns() / 1e6
-        return stamp_ms, values
-
-    def _read_array(self, unit: int, name: str) -> bytes:
-        return b"".join([self._read(unit, address, count) for address, count in self._blocks[name]])
-
-    def _read(self, unit: int, address: int, count: int) -> bytes:
-        data = self.read(unit, address, count)
-        if self._gap_s:
-            self.stop.wait(self._gap_s)
-        return data
+    def _arrays_of(self, unit: int) -> list[list[Read]]:
+        cells, arrays = self._cells_per_string, self.profile.arrays
+        return [[Read(unit, *block) for block in arrays[n].blocks(cells)] for n in ("cell_v", "cell_c", "balancing")]
 
     def _write_heartbeat(self) -> None:
         if self._ems_beat is None or monotonic() < self._beat_due_s:
@@ -411,7 +426,26 @@ class BmsPoller(Poller):
         self._beat_due_s = monotonic() + 1.0
         address, beat = self.profile.points[self._ems_beat].address, self.profile.encode(self._ems_beat, _count_up())
         for unit in self._units:
-            self.insist(partial(self.link.write, unit, address, beat))
+            self.tell(partial(self.link.write, unit, address, beat))
+
+
+def _readable(profile: Profile, unit: int) -> dict[Read, Block]:
+    """The reads that fetch every point that is not written."""
+    blocks = profile.blocks(name for name, point in profile.points.items() if point.access == "R")
+    return {Read(unit, block.address, block.count): block for block in blocks}
+
+
+def _decoded(
+    profile: Profile, blocks: Mapping[Read, Block], answers: Mapping[Read, Answer], stamped: str
+) -> tuple[float, dict[str, float]]:
+    """When the point `stamped` came (CLOCK_MONOTONIC, ms), and all values."""
+    values: dict[str, float] = {}
+    stamp_ms = 0.0
+    for read, block in blocks.items():
+        values |= profile.decode(block, answers[read].data)
+        if stamped in block.names:
+            stamp_ms = answers[read].at_s * 1e3
+    return stamp_ms, values
 
 
 def _count_up() -> int:
@@ -433,7 +467,7 @@ class PcsPoller(Poller):
         self._control = image.View(image.CONTROL, "controller", "control", directory)
         self._unit = self.profile.first_unit
         ems_beat = self.profile.heartbeats.write
-        self._reads = self.profile.blocks(n for n, p in self.profile.points.items() if p.access == "R")
+        self._reads = _readable(self.profile, self._unit)
         self._writes = self.profile.blocks((*_WRITTEN, ems_beat) if ems_beat else _WRITTEN, max_gap=0)
         self._beat, self._ems_beat = self.profile.heartbeats.read, ems_beat
         self._heart = Heartbeat()
@@ -449,7 +483,7 @@ class PcsPoller(Poller):
     def idle(self, until_s: float) -> None:
         while not self.stop.is_set():
             if self._wanted() != self._written:
-                self.insist(self._write)
+                self.tell(self._write)
             left_s = until_s - monotonic()
             if left_s <= 0:
                 return
@@ -457,14 +491,8 @@ class PcsPoller(Poller):
 
     def poll(self) -> bool:
         started_ns = monotonic_ns()
-        self.insist(self._write)
-        values: dict[str, float] = {}
-        stamp_ms = 0.0
-        for block in self._reads:
-            data = self.read(self._unit, block.address, block.count)
-            values |= self.profile.decode(block, data)
-            if "dc_v" in block.names:
-                stamp_ms = monotonic_ns() / 1e6
+        self.tell(self._write)
+        stamp_ms, values = _decoded(self.profile, self._reads, self.read_all(list(self._reads)), "dc_v")
         if self._beat is not None and self._heart.frozen(values[self._beat], monotonic()):
             return False
         self._polls += 1

@@ -124,16 +124,18 @@ class Controller:
         )  # fmt: skip
 
     def scan(self, periods: int) -> Outputs:
-        """One scan, `periods` scan periods after the one before."""
+        """One scan, `periods` scan periods after the one before; what nobody waits for comes after the publish."""
         inputs = self._inputs(monotonic_ns())
         self._restarted = False
         out = self._core.step(inputs, periods * self.period_ns / 1e6)
         for device, on in zip(self._coils, (out.coil_neg, out.coil_pos, out.coil_pre), strict=True):
             device.value = on
-        for device, on in zip(self._leds, out.led_levels, strict=True):
-            device.value = on
         self.scans += 1
         self._publish(out, inputs)
+        for device, on in zip(self._leds, out.led_levels, strict=True):
+            device.value = on
+        if self.scans % STATISTICS_EVERY == 0:
+            self._percentiles = (*self._wake.percentiles(0.5, 0.99), *self._execution.percentiles(0.5, 0.99))  # type: ignore[assignment]
         return out
 
     def _publish(self, out: Outputs, inputs: Inputs, stopped: bool = False) -> None:
@@ -154,8 +156,6 @@ class Controller:
             self._log.add(kind, a, b)
 
     def _status_of(self, o: Outputs, lines: Lines, stopped: bool) -> Status:
-        if self.scans % STATISTICS_EVERY == 0:
-            self._percentiles = (*self._wake.percentiles(0.5, 0.99), *self._execution.percentiles(0.5, 0.99))  # type: ignore[assignment]
         wake_p50, wake_p99, exec_p50, exec_p99 = self._percentiles
         return Status(
             self._started_ns, self.scans, o.state, o.coil_neg | o.coil_pos << 1 | o.coil_pre << 2,

@@ -17,6 +17,7 @@ import pytest
 from modbus_peers import Answer, Bank, liar, served
 from waiting import wait_until
 
+from drivers.modbus.adu import AduReader, frame
 from drivers.modbus.session import Counters, ModbusError, Session
 from drivers.profile import Heartbeats, Profile, ProfileError, load
 from firmware import aggregator, image
@@ -335,8 +336,8 @@ def answering_in_place_of(bank: Bank, change: Callable[[bytes], bytes]) -> Answe
     """A peer that serves `bank` but changes each answer."""
 
     def answer(request: bytes) -> bytes:
-        answers, _ = Session(bank, "test", Counters(), lambda error: None).receive(request)
-        return change(answers)
+        each = (frame(*adu) for adu in AduReader().feed(request))
+        return b"".join(change(Session(bank, "test", Counters(), lambda error: None).receive(one)[0]) for one in each)
 
     return answer
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 import pytest
 from modbus_peers import Bank, liar, served
 
+from drivers.modbus.adu import AduReader, frame
 from drivers.modbus.client import (
     Disconnected,
     ExceptionAnswer,
     Garbage,
     Link,
     LinkError,
+    Read,
     Timeout,
     WrongLength,
     WrongUnit,
@@ -169,3 +171,105 @@ def test_nobody_there_is_disconnected() -> None:
 def test_a_peer_that_ends_the_connection_is_disconnected() -> None:
     with liar(lambda _: b"", on_send=lambda peer, _: peer.close()) as port, pytest.raises(Disconnected):
         link_to(port).read(1, 100, 2)
+
+
+READS = [Read(unit, 100 + unit, 1 + unit) for unit in range(1, 8)]
+
+
+def several(turn: Callable[[list[bytes]], list[bytes]], at_once: list[int] | None = None) -> Callable[[bytes], bytes]:
+    """A device that takes in all requests of one segment before it answers them in the order that `turn` makes."""
+
+    def answer(segment: bytes) -> bytes:
+        requests = list(AduReader().feed(segment))
+        if at_once is not None:
+            at_once.append(len(requests))
+        return b"".join(
+            turn([frame(t, u, bytes((3, 2 * pdu[4])) + bytes((u,)) * 2 * pdu[4]) for t, u, pdu in requests])
+        )
+
+    return answer
+
+
+def read_ahead(port: int, transactions: int) -> dict[Read, bytes]:
+    return {a.read: a.data for a in link_to(port).read_each(READS, transactions=transactions)}
+
+
+@pytest.mark.parametrize("transactions", [1, 2, 4, 16])
+@pytest.mark.parametrize("turn", [list, lambda answers: answers[::-1]], ids=["in order", "the last first"])
+def test_answers_belong_to_their_requests_in_whatever_order_they_come(
+    turn: Callable[[list[bytes]], list[bytes]], transactions: int
+) -> None:
+    at_once: list[int] = []
+    with liar(several(turn, at_once)) as port:
+        assert read_ahead(port, transactions) == {r: bytes((r.unit,)) * 2 * r.registers for r in READS}
+    assert max(at_once) == min(transactions, len(READS)), "as many under way as the device takes, never more"
+
+
+def test_the_next_request_is_sent_before_an_answer_is_handed_out() -> None:
+    asked: list[int] = []
+    with liar(several(list, asked)) as port:
+        answers = link_to(port).read_each(READS[:3], transactions=2)
+        next(answers)
+        deadline = time.monotonic() + 1.0
+        while sum(asked) < 3:
+            assert time.monotonic() < deadline, f"{asked} were asked for while the first answer is looked at"
+
+
+def test_a_lost_answer_among_several_is_a_timeout_and_the_others_have_been_handed_out() -> None:
+    with liar(several(lambda answers: answers[1:])) as port:
+        link = link_to(port)
+        got: list[Read] = []
+        with pytest.raises(Timeout, match="unit 1"):
+            got.extend(a.read for a in link.read_each(READS[:3], transactions=3))
+        assert got == READS[1:3]
+        with pytest.raises(Disconnected):
+            link.read(1, 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("turn", "error", "text"),
+    [
+        pytest.param(lambda a: [a[0], a[0]], Garbage, "transaction 1, which is not under way", id="twice"),
+        pytest.param(lambda a: [b"\0\x63" + a[0][2:]], Garbage, "transaction 99, which is not under way", id="unknown"),
+        pytest.param(lambda a: [a[1][:2] + a[0][2:]], WrongUnit, "for unit 1 instead of 2", id="swapped"),
+        pytest.param(lambda a: [a[0][:5] + b"\3" + a[0][6:8] + b"\0"], WrongLength, "0 bytes, not 4", id="empty"),
+        pytest.param(lambda a: [b"\xa5" * 40], Garbage, "sent garbage", id="noise"),
+    ],
+)
+def test_a_lie_among_several_answers_ends_the_connection(
+    turn: Callable[[list[bytes]], list[bytes]], error: type[LinkError], text: str
+) -> None:
+    with liar(several(turn)) as port:
+        link = link_to(port)
+        with pytest.raises(LinkError, match=text) as raised:
+            list(link.read_each(READS[:2], transactions=2))
+        assert type(raised.value) is error
+        with pytest.raises(Disconnected):
+            link.read(1, 100, 1)
+
+
+def test_a_refusal_among_several_is_told_when_all_have_come_and_the_connection_is_kept() -> None:
+    asked: list[int] = []
+
+    def refuse(answers: list[bytes]) -> list[bytes]:
+        return [answers[0][:4] + b"\0\3" + answers[0][6:7] + b"\x83\6", *answers[1:]] if len(answers) > 1 else answers
+
+    with liar(several(refuse, asked)) as port:
+        link = link_to(port)
+        got: list[Read] = []
+        with pytest.raises(ExceptionAnswer, match="unit 1 refused function 3 with exception 06"):
+            got.extend(a.read for a in link.read_each(READS, transactions=3))
+        assert got == READS[1:3], "nothing more was asked for"
+        assert asked == [3]
+        assert link.read(5, 100, 1) == b"\5\5"
+
+
+def test_a_device_that_works_at_one_after_the_other_has_the_whole_time_for_each() -> None:
+    def slowly(peer: socket.socket, answers: bytes) -> None:
+        for adu in AduReader().feed(answers):
+            time.sleep(0.12)
+            peer.sendall(frame(*adu))
+
+    with liar(several(list), on_send=slowly) as port:
+        took_s = [a.took_s for a in link_to(port, 0.2).read_each(READS[:4], transactions=4)]
+    assert all(0.05 < s < 0.2 for s in took_s)

@@ -107,6 +107,11 @@ def test_a_string_that_is_too_long_for_the_map_is_refused() -> None:
         (('unit = "Hz"', 'units = "Hz"'), ["points.ac_hz.units", "Hz"]),
         (("scale = 0.001", "scale = 0"), ["points.ac_hz.scale", "0", "greater than 0"]),
         (('kind = "pcs"', "kind = pcs"), ["Invalid value"]),
+        (("[heartbeats]", "[line]\ntransactions = 17\n[heartbeats]"), ["line.transactions", "17", "equal to 16"]),
+        (
+            ("[heartbeats]", '[line]\nframing = "rtu"\ntransactions = 2\n[heartbeats]'),
+            ["line", "transactions = 2", "leave it out"],
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_with_file_entry_value_and_what_is_allowed(

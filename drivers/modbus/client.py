@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
 from time import monotonic, sleep
+from typing import NamedTuple
 
 from .adu import AduReader, FramingError, frame, whole
 from .rtu import TURNAROUND_S, CrcError, RtuFraming
@@ -17,6 +20,23 @@ from .wire import SerialWire, TcpWire
 
 _MAX_IDENTITY_PARTS = 8
 _READ = struct.Struct(">BHH")
+
+
+class Read(NamedTuple):
+    """A request for registers."""
+
+    unit: int
+    address: int
+    registers: int  # 1..125
+
+
+class Answer(NamedTuple):
+    """What came for it."""
+
+    read: Read
+    data: bytes  # registers, big-endian
+    took_s: float  # since it was asked for, or since the answer before came
+    at_s: float  # CLOCK_MONOTONIC when it had come
 
 
 class LinkError(Exception):
@@ -59,15 +79,15 @@ class TcpFraming:
     """Requests out, one answer in, known by its transaction."""
 
     def __init__(self) -> None:
-        self._transaction = 0
+        self.transaction = 0  # of the last request
         self._reader = AduReader()
 
     def ask(self, unit: int, pdu: bytes) -> bytes:
         """The frame of a request."""
-        self._transaction = self._transaction % 0xFFFF + 1
+        self.transaction = self.transaction % 0xFFFF + 1
         if self._reader.pending:
             self._reader = AduReader()
-        return frame(self._transaction, unit, pdu)
+        return frame(self.transaction, unit, pdu)
 
     def feed(self, chunk: bytes) -> tuple[int, bytes] | None:
         """Unit and PDU when the answer is complete. Raises FramingError."""
@@ -80,18 +100,51 @@ class TcpFraming:
                 return None
             adu = adus[0]
         transaction, unit, pdu = adu
-        if transaction != self._transaction:
-            raise FramingError(f"transaction {transaction} instead of {self._transaction}")
+        if transaction != self.transaction:
+            raise FramingError(f"transaction {transaction} instead of {self.transaction}")
         return unit, pdu
 
 
-def payload(peer: str, unit: int, request: bytes, answer: bytes) -> bytes:
-    """What follows the function code in an answer PDU that fits its request. Raises the LinkError that says why not."""
-    if answer[0] == request[0] | 0x80 and len(answer) == 2:
-        text = f"{peer} unit {unit} refused function {request[0]} with exception {answer[1]:02}"
+class UnderWay:
+    """Reads of which up to `most` are under way at once, known by their transactions."""
+
+    def __init__(self, framing: TcpFraming, reads: Iterable[Read], function: int, most: int) -> None:
+        self._framing, self._function, self._most = framing, function, most
+        self._reader = AduReader()
+        self.waiting = deque(reads)
+        self.asked: dict[int, tuple[Read, float]] = {}  # when, by transaction, the oldest first
+
+    @property
+    def oldest(self) -> tuple[Read, float]:
+        """The read that is under way for the longest time, and since when."""
+        return next(iter(self.asked.values()))
+
+    def frames(self) -> bytes:
+        """Those that are to be sent now."""
+        now_s, frames = monotonic(), []
+        while self.waiting and len(self.asked) < self._most:
+            read = self.waiting.popleft()
+            frames.append(self._framing.ask(read.unit, _READ.pack(self._function, read.address, read.registers)))
+            self.asked[self._framing.transaction] = read, now_s
+        return b"".join(frames)
+
+    def answered(self, chunk: bytes) -> list[tuple[tuple[Read, float], int, bytes]]:
+        """What was asked and when, by whom it is answered, the answer PDU. Raises FramingError."""
+        came = []
+        for transaction, unit, pdu in self._reader.feed(chunk):
+            if transaction not in self.asked:
+                raise FramingError(f"transaction {transaction}, which is not under way")
+            came.append((self.asked.pop(transaction), unit, pdu))
+        return came
+
+
+def payload(peer: str, unit: int, function: int, answer: bytes) -> bytes:
+    """What follows the function code in an answer PDU to a request. Raises the LinkError that says why it is none."""
+    if answer[0] == function | 0x80 and len(answer) == 2:
+        text = f"{peer} unit {unit} refused function {function} with exception {answer[1]:02}"
         raise ExceptionAnswer(text, answer[1])
-    if answer[0] != request[0]:
-        raise Garbage(f"{peer} answered function {answer[0]:#04x} to a request for {request[0]:#04x}")
+    if answer[0] != function:
+        raise Garbage(f"{peer} answered function {answer[0]:#04x} to a request for {function:#04x}")
     return answer[1:]
 
 
@@ -142,10 +195,56 @@ class Link:
         """`count` registers (1..125), big-endian."""
         self._get_in_step()
         self._last_read, self._asked = (unit, address, function), count
-        data = self._transact(unit, _READ.pack(function, address, count))
-        if len(data) != 1 + 2 * count or data[0] != 2 * count:
-            raise self._closing(WrongLength, f"unit {unit} answered {len(data) - 1} bytes, not {2 * count}")
-        return data[1:]
+        return self._registers(unit, count, self._transact(unit, _READ.pack(function, address, count)))
+
+    def read_each(self, reads: Iterable[Read], function: int = 3, transactions: int = 1) -> Iterator[Answer]:
+        """The answers as they come, with at most `transactions` requests under way (over RTU 1); take all of them.
+
+        A refusal is raised when nothing is under way any more, any other error at once.
+        """
+        if transactions > 1:
+            assert isinstance(self._framing, TcpFraming)
+            yield from self._read_ahead(UnderWay(self._framing, reads, function, transactions), function)
+            return
+        for read in reads:
+            asked_s = monotonic()
+            data = self.read(*read, function)
+            at_s = monotonic()
+            yield Answer(read, data, at_s - asked_s, at_s)
+
+    def _read_ahead(self, under_way: UnderWay, function: int) -> Iterator[Answer]:
+        """What comes next is asked for before answers are handed out, so that the device works meanwhile.
+
+        It may work at one after the other: an answer's time begins when it is asked for or the one before has come.
+        """
+        refused, last_s = None, 0.0
+        self._ask(under_way)
+        while under_way.asked:
+            read, asked_s = under_way.oldest
+            try:
+                came = under_way.answered(self._chunk(max(asked_s, last_s) + self.timeout_s - monotonic()))
+            except (OSError, FramingError) as error:
+                raise self._failed(read.unit, error) from error
+            at_s, answers = monotonic(), []
+            for (read, asked_s), unit, pdu in came:
+                took_s, last_s = at_s - max(asked_s, last_s), at_s
+                try:
+                    data = self._registers(read.unit, read.registers, self._checked(read.unit, function, unit, pdu))
+                    answers.append(Answer(read, data, took_s, at_s))
+                except ExceptionAnswer as error:
+                    refused = refused or error
+                    under_way.waiting.clear()
+            self._ask(under_way)
+            yield from answers
+        if refused is not None:
+            raise refused
+
+    def _ask(self, under_way: UnderWay) -> None:
+        if frames := under_way.frames():
+            try:
+                self._send(frames)
+            except OSError as error:
+                raise self._failed(under_way.oldest[0].unit, error) from error
 
     def write(self, unit: int, address: int, data: bytes) -> None:
         """Writes registers (1..123) in one FC16 and checks the echo."""
@@ -196,44 +295,54 @@ class Link:
         self._in_step = True
 
     def _transact(self, unit: int, request: bytes) -> bytes:
-        answered_by, answer = self._exchange(unit, request)
+        return self._checked(unit, request[0], *self._exchange(unit, request))
+
+    def _checked(self, unit: int, function: int, answered_by: int, answer: bytes) -> bytes:
         if answered_by != unit:
             raise self._closing(WrongUnit, f"answered for unit {answered_by} instead of {unit}")
         try:
-            return payload(self.peer, unit, request, answer)
+            return payload(self.peer, unit, function, answer)
         except Garbage:
             self._give_up()
             raise
 
+    def _registers(self, unit: int, count: int, data: bytes) -> bytes:
+        if len(data) != 1 + 2 * count or data[0] != 2 * count:
+            raise self._closing(WrongLength, f"unit {unit} answered {len(data) - 1} bytes, not {2 * count}")
+        return data[1:]
+
     def _exchange(self, unit: int, request: bytes) -> tuple[int, bytes]:
-        if not self._connected:
-            raise Disconnected(f"{self.peer} is not connected")
         deadline = monotonic() + self.timeout_s
         try:
-            if self._rtu and (stale := self._wire.drain()):
+            if self._rtu and self._connected and (stale := self._wire.drain()):
                 raise FramingError(f"{len(stale)} bytes that nobody asked for")
-            self._wire.send(self._framing.ask(unit, request))
-            return self._receive(deadline)
-        except TimeoutError as error:
-            self._give_up()
-            raise Timeout(f"Timeout waiting for response from {self.peer} unit {unit}") from error
-        except CrcError as error:
-            raise self._closing(Damaged, f"sent {error}") from error
-        except FramingError as error:
-            raise self._closing(Garbage, f"sent garbage: {error}") from error
-        except OSError as error:
-            raise self._closing(Disconnected, f"ended the connection: {error.strerror or error}") from error
+            self._send(self._framing.ask(unit, request))
+            while (answer := self._framing.feed(self._chunk(deadline - monotonic()))) is None:
+                pass
+            return answer
+        except (OSError, FramingError) as error:
+            raise self._failed(unit, error) from error
 
-    def _receive(self, deadline: float) -> tuple[int, bytes]:
-        left = self.timeout_s
-        while left > 0:
-            chunk = self._wire.receive(left)
-            if not chunk:
-                raise self._closing(Disconnected, "ended the connection")
-            if (answer := self._framing.feed(chunk)) is not None:
-                return answer
-            left = deadline - monotonic()
-        raise TimeoutError
+    def _send(self, frames: bytes) -> None:
+        if not self._connected:
+            raise Disconnected(f"{self.peer} is not connected")
+        self._wire.send(frames)
+
+    def _chunk(self, left_s: float) -> bytes:
+        """Some bytes; without waiting when no time is left."""
+        if chunk := self._wire.receive(max(0.0, left_s)):
+            return chunk
+        raise self._closing(Disconnected, "ended the connection")
+
+    def _failed(self, unit: int, error: OSError | FramingError) -> LinkError:
+        if isinstance(error, TimeoutError):
+            self._give_up()
+            return Timeout(f"Timeout waiting for response from {self.peer} unit {unit}")
+        if isinstance(error, CrcError):
+            return self._closing(Damaged, f"sent {error}")
+        if isinstance(error, FramingError):
+            return self._closing(Garbage, f"sent garbage: {error}")
+        return self._closing(Disconnected, f"ended the connection: {error.strerror or error}")
 
     def _give_up(self) -> None:
         self.close()

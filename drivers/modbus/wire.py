@@ -7,7 +7,7 @@ import select
 import socket
 from typing import Any
 
-_CHUNK = 479  # more than any answer
+_CHUNK = 4096  # more than the 16 answers that can be under way
 
 
 class TcpWire:

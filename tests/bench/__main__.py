@@ -45,11 +45,13 @@ Absolute times are those of the machine; what carries over is the ratio to a yar
 - Kill-switch: from the bench's edge to the guard's store in the terminal, the contactors open, the state ISOLATED.
 - Write to output: from before the write until the read that shows it, back-to-back reads, random phase to the scan. The
   aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms.
-- Under load: {LIMIT} connections, all but the one that writes in a closed loop of reads, at ordinary priority. Wake
-  latencies come from the freeze-frames' stamps there, since the registers count from the start on: above the shortest
-  of the last ten seconds.
+- Under load: {LIMIT} connections, all but the one that writes in a closed loop of reads, at ordinary priority. The one
+  that writes is above ordinary processes, with and without load: it stands for a machine of its own. Wake latencies
+  come from the freeze-frames' stamps there, since the registers count from the start on: above the shortest of the last
+  ten seconds.
 - kill -9 comes at a random phase of the scan; with the guard, detection by the reader adds some milliseconds.
-- Poll of 1,200 cells: ours includes decoding, reduction and publishing. libmodbus polls half a period later.
+- Poll of 1,200 cells: ours includes decoding, reduction and publishing, and asks for as many requests at once as the
+  profile of the device allows; libmodbus asks for one after the other, half a period later.
 - Requests a second: server and generator on a core each, above ordinary processes where that is permitted, in short
   bursts by turns. The appliance takes {LIMIT} connections. The others serve constant registers, ours the process image.
   pymodbus and pyModbusTCP stand as their documents show them, with registers in memory.

@@ -36,7 +36,7 @@ from firmware.registers import BASE, END, POINT
 from statemachine.signals import InterlockBit, LimitReason, Mode, Why
 from statemachine.states import CHARGING, State
 
-from .yardsticks import Burst, Cyclictest, Latencies, Missing, Spread, burst, load, modbus_server, polls, spread
+from .yardsticks import Burst, Cyclictest, Latencies, Missing, Spread, burst, load, modbus_server, polls, raised, spread
 
 LIMIT: int = signature(StrictServer).parameters["max_connections"].default
 """Connections that the appliance takes."""
@@ -205,7 +205,7 @@ def _reactions(a: Appliance, trials: int, loaded: str) -> Iterator[Row]:
     first, period_us, rate_c = int(a.get("CmdSeq")), a.get("ScanPeriodUs"), a.get("CmdRamp")
     a.site.close()  # every connection counts
     background = load(a.ports.EMS_MODBUS_PORT, *_READ, LIMIT - 1) if loaded else nullcontext()
-    with background, _connected(a.ports.EMS_MODBUS_PORT) as site, _connected(a.ports.EMS_PCS_PORT) as pcs:
+    with background, raised(), _connected(a.ports.EMS_MODBUS_PORT) as site, _connected(a.ports.EMS_PCS_PORT) as pcs:
         write = partial(site.write, 1)
         profile = load_profile(_SITE.pcs_profile)
         echo = partial(site.read, 1, POINT["AckSeq"].address, 2)
