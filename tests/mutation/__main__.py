@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,7 +191,8 @@ def _inside(args: argparse.Namespace, home: Path, root: Path) -> int:
     files, ran_s = sorted({node.partition("::")[0] for node in tests}), time.monotonic()
     exchanged = {f.mutant.key: f for f in fast}
     verdicts = []
-    for verdict in _twice(
+    for verdict in _in_rounds(
+        (runner.BUDGET_S, runner.SECOND_BUDGET_S),
         lambda ms: runner.switched(files, root, [exchanged[m.key] for m in ms], order, args.jobs),
         [f.mutant for f in fast], order, known,
     ):  # fmt: skip
@@ -201,26 +202,29 @@ def _inside(args: argparse.Namespace, home: Path, root: Path) -> int:
             verdicts.append(_told(verdict, known))
     print(f"{len(fast):,} with exchanged code ({time.monotonic() - ran_s:.0f} s)", flush=True)
     imported_s = time.monotonic()
-    anew = _twice(lambda ms: runner.imported(root, ms, order, args.jobs), slow, order, known)
+    hints = () if args.sample else (runner.HINTS_S,)
+    rounds = (*hints, runner.BUDGET_S, runner.SECOND_BUDGET_S)
+    anew = _in_rounds(rounds, lambda ms: runner.imported(root, ms, order, args.jobs), slow, order, known)
     verdicts += [_told(v, known) for v in anew]
     print(f"{len(slow):,} imported anew ({time.monotonic() - imported_s:.0f} s)", flush=True)
     pace = len(verdicts) / (time.monotonic() - ran_s)
     return _judged(args, home, every, verdicts, known, order, pace)
 
 
-def _twice(
-    run: Callable[[list[Mutant]], Iterator[Verdict]], mutants: list[Mutant], order: Order, known: dict[str, str]
-) -> Iterator[Verdict]:
-    """Verdicts; an unlisted survivor is tried once more, with more tests."""
-    again, order.budget_s = [], runner.BUDGET_S
-    for verdict in run(mutants):
-        if verdict.by or verdict.mutant.key in known:
-            yield verdict
-        else:
-            again.append(verdict.mutant)
-    order.budget_s = runner.SECOND_BUDGET_S
-    if again:
-        yield from run(again)
+def _in_rounds(
+    budgets_s: Sequence[float], run: Callable[[list[Mutant]], Iterator[Verdict]], mutants: list[Mutant], order: Order,
+    known: dict[str, str],
+) -> Iterator[Verdict]:  # fmt: skip
+    """Verdicts; what survives a round is tried again in the next, with more tests, listed survivors in one only."""
+    for budget_s in budgets_s:
+        order.budget_s, again = budget_s, []
+        listed = known if budget_s >= runner.BUDGET_S else ()
+        for verdict in run(mutants) if mutants else ():
+            if verdict.by or verdict.mutant.key in listed or budget_s == budgets_s[-1]:
+                yield verdict
+            else:
+                again.append(verdict.mutant)
+        mutants = again
 
 
 def _told(verdict: Verdict, known: dict[str, str]) -> Verdict:

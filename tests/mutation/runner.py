@@ -36,8 +36,9 @@ OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-head
 SLOWER = 10.0  # a test that takes so many times its usual time hangs
 SPARE_S = 3.0
 TOO_SLOW_S, GIVEN_UP_S = 5.0, 6.0  # a test that takes longer, with its statements counted, kills nothing here
-BUDGET_S, SECOND_BUDGET_S = 12.0, 120.0
-"""Usual time of the tests that are tried on one mutant, then on a survivor: a loaded machine measures long times."""
+HINTS_S, BUDGET_S, SECOND_BUDGET_S = 0.0, 12.0, 120.0
+"""Usual time of the tests that are tried on one mutant, then on a survivor: a loaded machine measures long times. With
+HINTS_S only what has killed nearby: to import and collect the rest costs more than to run it."""
 MOST_OF_FILE = 60  # in a sample, of the tests that have killed elsewhere in the file
 
 _PR_SET_PDEATHSIG = 1
@@ -92,9 +93,12 @@ class Order:
         files = self._files.get(mutant.path, set())
         fitting = fitting or sorted(self._quickest, key=lambda node: _file(node) not in files)
         wanted = set(fitting)
-        hints = [*self.killers.get(_place(mutant), ())[:8], *self.killers.get(mutant.path, ())[:8]]
+        known = [*self.killers.get(_place(mutant), ())[:8], *self.killers.get(mutant.path, ())[:8]]
+        hints = [node for node in dict.fromkeys(known) if node in wanted]
+        if self.budget_s == HINTS_S:
+            return hints
         left_s, chosen = self.budget_s, []
-        for node in dict.fromkeys([*(n for n in hints if n in wanted), *fitting]):
+        for node in dict.fromkeys([*hints, *fitting]):
             left_s -= self.tests[node].seconds
             if left_s < 0.0:
                 break
@@ -396,6 +400,9 @@ def imported(root: Path, mutants: Iterable[Mutant], order: Order, jobs: int) -> 
     os.chdir(root)
     for mutant in mutants:
         nodes = order.of(mutant)
+        if not nodes:
+            yield Verdict(mutant, "", 0)
+            continue
 
         def work(write: int, mutant: Mutant = mutant, nodes: list[str] = nodes) -> int:
             _quiet()
