@@ -11,6 +11,7 @@ from time import monotonic_ns
 
 import pytest
 from fake_ads1115 import FakeAds1115
+from fake_kernel import I2cDevice
 from image.bench_board import BenchBoard
 from image.cp2112 import Cp2112
 from image.usbredir import Peer
@@ -49,7 +50,7 @@ class Guest:
         """Body of the answer, which must be of that kind and have the id of the question."""
         self._number += 1
         packet = struct.pack("<IIQ", kind, len(body), self._number) + body
-        for part in (packet[:7], packet[7:]):  # a stream has no packets
+        for part in (packet[:7], packet[7:-1], packet[-1:]):  # a stream has no packets
             self.sock.sendall(part)
             self._pump()
         answer, number, data = self.packet()
@@ -129,14 +130,15 @@ def plugged(guest: Guest) -> Guest:
 
 
 class Rig:
-    """A chip with levels on its pins that the test sets, an ADS1115 at 0x48, and a guest."""
+    """A chip with levels on its pins that the test sets, an ADS1115 at 0x48, a memory at 0x50, and a guest."""
 
     def __init__(self) -> None:
         self.pins, self.driven = 0x00, [(0, 0)]
         self.adc = FakeAds1115(lambda channel: 0.5 * (channel + 1))
-        self.adc.addresses = {0x48, 0x49}
-        self.chip = Cp2112("IO2", lambda: self.pins, lambda *seen: self.driven.append(seen), {0x48: self.adc})
+        bus: dict[int, I2cDevice] = {0x48: self.adc, 0x50: lambda messages: [bytes(range(100))]}
+        self.chip = Cp2112("IO2", lambda: self.pins, lambda *seen: self.driven.append(seen), bus)
         ours, theirs = socket.socketpair()
+        theirs.settimeout(2.0)
         self.peer = Peer(theirs, self.chip)
         self.guest = Guest(ours, self.peer.step)
 
@@ -199,6 +201,7 @@ def test_its_configuration_holds_together(rig: Rig) -> None:
     assert at == len(whole)
     assert parts.keys() == {(2, 0), (4, 0), (0x21, 0), (5, 0x81), (5, 0x01)}
     assert parts[4, 0][4:6] == b"\x02\x03"
+    assert parts[5, 0x81][3] == parts[5, 0x01][3] == 3, "interrupt endpoints"
     assert struct.unpack_from("<H", parts[0x21, 0], 7)[0] == len(rig.guest.descriptor(0x2200, 1024))
 
 
@@ -288,13 +291,15 @@ def test_a_converter_is_sampled_over_i2c(rig: Rig) -> None:
 
 def test_a_long_read_comes_in_parts(rig: Rig) -> None:
     rig.guest.start_reading()
-    rig.guest.write(0x10, 0x48 << 1, 0, 100)
+    rig.guest.write(0x10, 0x50 << 1, 0, 100)
     assert rig.guest.transfer_status() == (2, 5, 100)
-    lengths: list[int] = []
-    for _ in range(3):
-        rig.guest.write(0x12, 0, 100 - sum(lengths))
-        lengths.append(rig.guest.input_report()[2])
-    assert lengths == [61, 39, 0]
+    read = b""
+    for _ in range(2):
+        rig.guest.write(0x12, 0, 100 - len(read))
+        _, _, length, *data = rig.guest.input_report()
+        assert length == min(61, 100 - len(read))
+        read += bytes(data[:length])
+    assert read == bytes(range(100))
 
 
 @pytest.mark.parametrize("request_", [(0x14, 0x4B << 1, 1, 0), (0x11, 0x4B << 1, 0, 2, 1, 0), (0x10, 0x4B << 1, 0, 2)])
@@ -316,7 +321,15 @@ def test_a_device_that_stops_answering_is_not_acknowledged_either(rig: Rig) -> N
     assert rig.guest.input_report()[2] == 0, "nothing of the reading before"
 
 
-def test_it_can_be_pulled_and_put_back(rig: Rig) -> None:
+def test_requests_that_come_together_are_answered_one_by_one(rig: Rig) -> None:
+    ask = struct.pack("<IIQ", 7, 0, 1)
+    rig.guest.sock.sendall(ask + ask + ask[:3])
+    rig.peer.step()
+    assert [rig.guest.packet()[0] for _ in range(2)] == [8, 8]
+
+
+def test_it_can_be_pulled_once_and_put_back(rig: Rig) -> None:
+    rig.peer.unplug()
     rig.peer.unplug()
     assert rig.guest.packet()[0] == 2
     rig.peer.plug()

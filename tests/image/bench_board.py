@@ -200,7 +200,7 @@ class BenchBoard:
 
     def qemu_options(self) -> list[str]:
         """What makes QEMU plug the adapters into its guest."""
-        options = ["-device", "qemu-xhci"]
+        options = ["-device", "qemu-xhci,p2=8"]  # with four ports QEMU puts a hub in between
         for name in load(BOARD).chips:
             path = self._directory / f"{name}.sock"
             options += ["-chardev", f"socket,id={name},path={path},reconnect=1", "-device", f"usb-redir,chardev={name}"]
