@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from fake_kernel import I2cMessage
+if TYPE_CHECKING:
+    from fake_kernel import I2cMessage
 
 RESET = 0x8583
 RANGE_V = {0: 6.144, 1: 4.096, 2: 2.048, 3: 1.024, 4: 0.512, 5: 0.256, 6: 0.256, 7: 0.256}
 
 
 class FakeAds1115:
-    """Voltages of AIN0 to AIN3, the same chip at every address in `addresses`; `traffic` is what crossed the bus."""
+    """The same chip at every address in `addresses`; `traffic` is what crossed the bus last.
 
-    def __init__(self) -> None:
+    Voltages of AIN0 to AIN3 are in `volts`, unless `measure` tells that of a channel; by OSError it is not there.
+    """
+
+    def __init__(self, measure: Callable[[int], float] | None = None) -> None:
         self.addresses = {0x48, 0x49}
         self.volts = [0.0, 0.0, 0.0, 0.0]
+        self._measure = measure or (lambda channel: self.volts[channel])
         self.busy_reads = 0  # how often the configuration still says that a conversion runs
         self.resets = False
         self.fails = False
         self.conversions = 0
-        self.traffic: list[tuple[int, str, bytes]] = []
+        self.traffic: deque[tuple[int, str, bytes]] = deque(maxlen=64)
         self._pointer, self._config, self._result, self._busy = 0, RESET, 0, 0
 
     def __call__(self, messages: list[I2cMessage]) -> list[bytes]:
@@ -49,7 +57,7 @@ class FakeAds1115:
         assert mux >= 4, "differential channels are not wired"
         self.conversions += 1
         self._busy = self.busy_reads
-        code = round(self.volts[mux - 4] / RANGE_V[self._config >> 9 & 7] * 32768)
+        code = round(self._measure(mux - 4) / RANGE_V[self._config >> 9 & 7] * 32768)
         self._result = min(32767, max(-32768, code)) & 0xFFFF
 
     def _register(self) -> int:

@@ -49,7 +49,7 @@ def test_a_sample_starts_waits_reads_the_configuration_back_and_then_the_result(
 ) -> None:
     chip.volts[2], chip.busy_reads = 2.0, 1
     assert Ads1115(spec).volts(2) == pytest.approx(2.0, abs=4.096 / 32768)
-    assert chip.traffic == [
+    assert list(chip.traffic) == [
         (0x48, "write", bytes([1, 0xE3, 0xE3])),
         (0x48, "write", bytes([1])), (0x48, "read", bytes([0x63, 0xE3])),
         (0x48, "write", bytes([1])), (0x48, "read", bytes([0xE3, 0xE3])),
