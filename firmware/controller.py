@@ -72,6 +72,7 @@ class Controller:
         self._guard = image.View(image.GUARD, "guard", "guard")
         self._store = image.View(image.STORE, "historian", "store")
         self._clock = image.View(image.CLOCK, "clock", "clock")
+        self._updater = image.View(image.HOLD, "updater", "hold")
         self._frames = ring_writer(image.run_directory())
         self._config = image.reader("server", "config")
         self._config_sequence = 0
@@ -109,7 +110,7 @@ class Controller:
             self._config_sequence, self._settings = found.sequence, settings_from_json(found.payload)
         lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
-        grid, command = self._grid.refresh(), self._command.refresh()
+        grid, updater, command = self._grid.refresh(), self._updater.refresh(), self._command.refresh()
         if self.stopping and command is not None:
             command = command._replace(mode=Mode.OFF)
         return Inputs(
@@ -120,7 +121,7 @@ class Controller:
             guard, self._guard.age_ms(now_ns),
             saved, self._store.age_ms(now_ns),
             clock, self._clock.age_ms(now_ns),
-            self._settings, self.late_in_row, self._restarted, grid,
+            self._settings, self.late_in_row, self._restarted, grid, updater, self._updater.age_ms(now_ns),
         )  # fmt: skip
 
     def scan(self, periods: int) -> Outputs:

@@ -42,6 +42,7 @@ WHY: dict[Why, str] = {
     Why.VALIDITY_OVER: "no frame came within ValidMs and 3 s; write the next one",
     Why.EPOCH_NOT_SAVED: "the disk does not take the new Epoch; look after the state directory",
     Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
+    Why.UPDATING: "an update is being installed or checked; wait until UpdState is IDLE, then write a new CmdSeq",
 }
 assert set(WHY) == set(Why)
 
