@@ -52,7 +52,7 @@ from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
 from .string_units import Sizes, StringUnits
 from .sunspec import OpCtl, SetOp, WSetMode
 
-UNIT = 1
+UNIT, LOCAL = 1, "127.0.0.1"
 STALE_MS = {
     "status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0,
     "update": 10_000.0,
@@ -335,8 +335,8 @@ class Appliance:
             raise ModbusError(4) from error
 
     def admits(self, host: str) -> bool:
-        """Whether an address may connect."""
-        return admitted(host, self._allowed)
+        """Whether an address may connect; the unit itself may, for the self-test after an update."""
+        return host == LOCAL or admitted(host, self._allowed)
 
     def commands(self, host: str) -> bool:
         """Whether this address holds the lease: it always finds a place."""

@@ -370,6 +370,7 @@ class EventKind(IntEnum):
     SERVICE_PRESS = 12  # RESET was held for 10 s; a = 1 when the contactor counters were set to zero
     KEY_SWITCH = 13  # a = 0 LOCAL, 1 REMOTE
     VALIDITY = 14  # a = 0 over, 1 a frame is in force again
+    UPDATE = 15  # of the update agent: a = UpdateResult, b = the number that came with it
 
 
 class StatusBit(IntEnum):
