@@ -412,26 +412,26 @@ def _kept(path: Path, schema: int) -> Path:
 
 
 def _schema(lines: _Lines) -> int:
-    """The schema that a file says it is of, taken out of its values; 0 when it says none that there is."""
-    text = lines.values.pop("schema", "1")
+    """The schema that a file says it is of; 0 when it says none that there can be."""
+    text = lines.values.get("schema", "1")
     return int(text) if text.isdecimal() else 0
 
 
 def _current(path: Path) -> _Lines:
     """The file in this version's schema: one of an older one is migrated, instead of a newer one its own is read."""
     lines = _lines(path)
-    schema = _schema(lines)
-    if schema > SCHEMA and _kept(path, SCHEMA).exists():
+    if _schema(lines) > SCHEMA and _kept(path, SCHEMA).exists():
         lines = _lines(_kept(path, SCHEMA))
-        schema = _schema(lines)
+    schema, values = _schema(lines), dict(lines.values)
+    stated = values.pop("schema", "")
     if not 1 <= schema <= SCHEMA:
         number = lines.numbers["schema"]
-        lines.errors.append((number, f"{lines.path}:{number}: schema: allowed 1 to {SCHEMA} in this version; install "
-                             f"the version that wrote it, or put a file of schema {SCHEMA} in place"))  # fmt: skip
-        return lines._replace(values={})
-    values = lines.values
+        wrong = f"allowed 1 to {SCHEMA} in this version; install the version that wrote it, or put a file of schema"
+        return lines._replace(
+            values={}, errors=[(number, f"{lines.path}:{number}: schema = {stated}: {wrong} {SCHEMA} in place")]
+        )
     for older in range(schema, SCHEMA):
-        values = MIGRATIONS[older](path.name, dict(values))
+        values = MIGRATIONS[older](path.name, values)
     return lines._replace(values=values)
 
 

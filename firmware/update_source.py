@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from .bundle import MOST_BYTES, Beat, Refused
+from .store import made_directory
 from .update_codes import UpdateResult
 
 SUFFIX = ".raucb"
@@ -92,7 +93,8 @@ def allowed(url: str, hosts: tuple[str, ...]) -> tuple[str, int, str]:
         host, port = parts.hostname or "", parts.port or 443
     except ValueError as error:
         raise Refused(UpdateResult.URL_REFUSED, f"update_url = {url}: {error}") from error
-    if parts.scheme != "https" or parts.username is not None or not host:
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme != "https" or parts.username is not None or not host or not plain:
         raise Refused(UpdateResult.URL_REFUSED, f"update_url = {url}: allowed is https://host/path")
     if host not in {name.lower() for name in hosts}:
         raise Refused(UpdateResult.URL_REFUSED, f"update_url = {url}: allowed hosts are {', '.join(hosts) or 'none'}")
@@ -124,6 +126,7 @@ def keep(chunks: Iterator[bytes], size: int, to: Path, beat: Beat) -> None:
     if size > MOST_BYTES:
         raise Refused(UpdateResult.TOO_LARGE, f"{size} bytes, allowed {MOST_BYTES}")
     with _disk(to):
+        made_directory(to.parent)
         to.unlink(missing_ok=True)
         fd = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     done = 0
