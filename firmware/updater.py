@@ -173,7 +173,7 @@ class Agent:
             self._save(phase=Phase.IDLE)
             self._tell(UpdateResult.INSTALL_FAILED, "the supply failed while it was installed")
         else:
-            self._save(phase=Phase.IDLE, rolled_back=1, taken_back=r.root)
+            self._save(phase=Phase.IDLE, boot=m.boot, rolled_back=1, taken_back=r.root)
             self._tell(UpdateResult(r.why), f"slot {'?AB'[m.slot]} runs again")
         self._publish()
 
@@ -285,7 +285,8 @@ class Agent:
                 fetch()
                 self._install(self._verified(by_hand))
         except Refused as refused:
-            self._refuse(refused)
+            told = self._record.boot == self._machine.boot and not self._served
+            self._refuse(refused, keep=told)  # a stick that was left in does not hide how its update ended
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -414,12 +415,13 @@ class Agent:
             )
         )  # fmt: skip
 
-    def _refuse(self, refused: Refused) -> None:
-        self._tell(refused.result, str(refused), refused.detail)
+    def _refuse(self, refused: Refused, keep: bool = False) -> None:
+        self._tell(refused.result, str(refused), refused.detail, keep)
 
-    def _tell(self, result: UpdateResult, text: str = "", detail: int = 0) -> None:
-        """In the registers, in battery.log and in the journal."""
-        self._save(result=result, detail=detail)
+    def _tell(self, result: UpdateResult, text: str = "", detail: int = 0, keep: bool = False) -> None:
+        """In battery.log, in the journal and, unless what they say is to be kept, in the registers."""
+        if not keep:
+            self._save(result=result, detail=detail)
         self._log.add(EventKind.UPDATE, result, detail, text[:88])
         print(f"updater: {result.name}: {TEXT[result]}{f' [{text}]' if text else ''}", file=sys.stderr, flush=True)
         self._publish(now=True)

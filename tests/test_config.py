@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,7 +269,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_the_file_is_understood_all_th
     def read_only(new: Path, to: Path) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(config.os, "replace", read_only)
+    monkeypatch.setattr(os, "replace", read_only)
     assert config.migrate(tmp_path)[0] == (
         "limits.conf: not rewritten, Read-only file system; it is migrated at every start"
     )

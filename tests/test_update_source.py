@@ -212,7 +212,7 @@ def test_a_disk_that_is_full_is_told_as_that(site: Site, tmp_path: Path, monkeyp
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(update_source.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     assert pulled(site, tmp_path / "x") is R.NO_SPACE
 
 

@@ -15,17 +15,18 @@ from fake_appliance import zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware import config, image, rauc, updater
+from firmware import config, image, rauc, update_source
 from firmware.bundle import Refused
 from firmware.config import Site
 from firmware.image import GUARD, STATUS, EventReader, Status, View, writer
 from firmware.rauc import System
-from firmware.update_codes import TEXT, UpdateResult, UpdateState
+from firmware.update_codes import TEXT
+from firmware.update_codes import UpdateResult as R
+from firmware.update_codes import UpdateState as S
 from firmware.updater import CHECK_NS, RETRY_NS, WATCH_NS, Agent, Machine, Phase, Record, Stopped, Tools, refusal
 from statemachine.signals import EventKind, Guard, Why
 from statemachine.states import State
 
-R, S = UpdateResult, UpdateState
 SERVICE = zeros(Status, state=State.SERVICE, period_us=10_000, permit=Why.NO_DATA, started_ns=1)
 ARMED = zeros(Guard, armed=True)
 NEW, RUNNING = "9.1.0", "9.0.0"
@@ -45,7 +46,7 @@ class Rack:
         self.ahead_ns, self.scan_late = 0, 0
         self.on_beat: Callable[[], None] = lambda: None
         self.during_install: Callable[[], None] = lambda: None
-        self.site, self.slot, self.boot = Site(**site), slot, boot
+        self.site, self.slot, self.boot, self.running = Site(**site), slot, boot, RUNNING
         self.stick = directory / "stick"
         self.stick.mkdir(exist_ok=True)
         self.writers = {name: writer(name) for name in ("controller", "guard")}
@@ -60,7 +61,7 @@ class Rack:
         self.files = writer("updater")
         machine = Machine(
             System(self.directory / "system.conf", COMPATIBLE, self.directory / "pki" / "site CA.crt", None),
-            self.slot, self.boot, RUNNING, self.stick, self.directory / "config", self.directory / "state",
+            self.slot, self.boot, self.running, self.stick, self.directory / "config", self.directory / "state",
         )  # fmt: skip
         tools = Tools(
             check=self._check, install=self._install, busy=lambda beat: self.busy,
@@ -138,7 +139,7 @@ class Rack:
             self.seen_states.append(said.state)
 
     @property
-    def result(self) -> UpdateResult:
+    def result(self) -> R:
         return R(self.agent.record.result)
 
     @property
@@ -190,7 +191,7 @@ def test_nothing_is_installed_but_in_service_with_contactors_verified_open(
     assert (refusal(status) is R.NONE) == allowed
 
 
-REFUSED: dict[str, tuple[Callable[[Rack], None], UpdateResult]] = {
+REFUSED: dict[str, tuple[Callable[[Rack], None], R]] = {
     "isolated": (lambda r: _set(r, state=State.ISOLATED), R.NOT_IN_SERVICE),
     "charging": (lambda r: _set(r, state=State.CHARGE_BULK, coils=3, feedback=3), R.NOT_IN_SERVICE),
     "feedback": (lambda r: _set(r, feedback=2), R.CONTACTORS_NOT_OPEN),
@@ -282,6 +283,8 @@ def test_the_way_of_a_good_bundle_from_the_stick_to_the_confirmed_version(
     assert rack.held
     assert [s for s in rack.seen_states if s != S.IDLE] == [S.COPYING, S.VERIFYING, S.INSTALLING, S.RESTARTING]
     rack.done.clear()
+    rack.running = NEW
+    _set(rack, state=State.ISOLATED)
     rack.reboot(slot=2)
     assert rack.held, "an unconfirmed version closes nothing"
     rack.look(30)
@@ -290,7 +293,9 @@ def test_the_way_of_a_good_bundle_from_the_stick_to_the_confirmed_version(
     assert said is not None
     assert (said.state, said.slot, said.result) == (S.IDLE, 2, R.CONFIRMED)
     told = [R(e.a) for e in rack.events.new() if e.kind == EventKind.UPDATE]
-    assert told == [R.INSTALLED, R.CONFIRMED]
+    assert told == [R.INSTALLED, R.CONFIRMED, R.NOT_IN_SERVICE], "the stick is still in: that hides nothing"
+    _set(rack, state=State.SERVICE)
+    assert (rack.look(5).result, rack.done) == (R.NOTHING_NEW, ["good"])
 
 
 @pytest.mark.parametrize("result", [R.SIGNATURE, R.COMPATIBLE, R.FORMAT])
@@ -417,7 +422,7 @@ def _came_back(rack: Rack, phase: Phase, slot: int, **record: int) -> None:
     rack.reboot(slot)
 
 
-LACKS: dict[str, tuple[Callable[[Rack], None], UpdateResult]] = {
+LACKS: dict[str, tuple[Callable[[Rack], None], R]] = {
     "modbus": (lambda r: setattr(r, "modbus", False), R.CHECK_MODBUS),
     "firewall": (lambda r: setattr(r, "firewall", False), R.CHECK_FIREWALL),
     "scan late": (lambda r: setattr(r, "scan_late", 1), R.CHECK_SCAN),
@@ -499,11 +504,12 @@ def test_what_was_taken_back_is_not_pulled_again_but_a_stick_may(
         to.write_bytes(good.read_bytes())
         beat(1, 1)
 
-    monkeypatch.setattr(updater.update_source, "pull", fetched)
+    monkeypatch.setattr(update_source, "pull", fetched)
     rack.site = Site(update_url="https://10.0.0.1/x.raucb", update_hosts=("10.0.0.1",))
     rack.reboot(1)
     rack.look(30)
     assert rack.done == ["install", "restart"]
+    rack.done.clear()
     rack.reboot(1)
     assert rack.result is R.NOT_BOOTED
     rack.look(2)
@@ -523,7 +529,7 @@ def test_the_site_server_is_asked_once_when_service_is_entered(
         asked.append(of)
         raise Refused(R.HTTP_REFUSED, "", 404)
 
-    monkeypatch.setattr(updater.update_source, "pull", refused)
+    monkeypatch.setattr(update_source, "pull", refused)
     rack.site = Site(update_url="https://10.0.0.1/x.raucb", update_hosts=("10.0.0.1",))
     rack.reboot(1)
     rack.look(30)

@@ -81,7 +81,7 @@ _SECTIONS: dict[str, type[tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
-def path(source: str) -> Callable[[Sources], float]:
+def path(source: str) -> Callable[[Sources], Any]:
     """The field that `section.field` names. Raises at import when there is none."""
     section, _, field = source.partition(".")
     outer = Sources._fields.index(section)
