@@ -264,8 +264,9 @@ class Agent:
         """A stick when it is new here or SERVICE was entered; else, on entering, the site server."""
         try:
             found = update_source.find(self._machine.stick)
-            if found is not None and found != self._judged:
-                self._judged = found
+            new = found is not None and found != self._judged
+            self._judged = found
+            if new and found is not None:
                 self._update(lambda: update_source.copy(found, self._bundle, self._copied), UpdateState.COPYING, True)
             elif entered and self._site.update_url != "none":
                 self._update(self._pull, UpdateState.DOWNLOADING, False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bundles import COMPATIBLE, Identity, authority, bundle, issued, needs_rauc
-from fake_appliance import zeros
+from fake_appliance import FakeAppliance, zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -671,3 +671,35 @@ def test_the_progress_of_rauc_is_followed(tmp_path: Path, monkeypatch: pytest.Mo
     seen: list[int] = []
     assert rauc.install(tmp_path / "x", lambda: None, seen.append)[0] == 0
     assert seen == [0, 40, 100]
+
+
+@pytest.mark.parametrize(
+    ("plain", "host"), [(True, "0.0.0.0"), (True, "127.0.0.1"), (False, "192.0.2.1")], ids=["all", "one", "secure"]
+)
+def test_the_self_read_goes_over_the_units_own_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: bool, host: str
+) -> None:
+    with FakeAppliance(tmp_path / "unit") as unit:
+        monkeypatch.setenv("EMS_MODBUS_PORT", str(unit.port))
+        unit.show(state=State.SERVICE, period_us=10_000)
+        rack = Rack(tmp_path, modbus_plain=plain, modbus_host=host)
+        answers = Agent._answers
+        assert answers(rack.agent)
+        unit.show(state=State.FAULT)
+        rack.scan()
+        assert not answers(rack.agent), "another state than the controller's"
+        rack.close()
+    rack.scan = lambda: None  # type: ignore[method-assign]
+    assert not answers(rack.agent), "nobody answers"
+
+
+def test_a_stick_that_is_put_in_again_is_tried_again(rack: Rack) -> None:
+    rack.ready()
+    path = rack.stick / "new.raucb"
+    path.write_bytes(b"x" * 100)
+    rack.look(5)
+    path.rename(rack.directory / "pulled out")
+    rack.look(2)
+    (rack.directory / "pulled out").rename(path)
+    rack.look(5)
+    assert [e.a for e in rack.events.new() if e.kind == EventKind.UPDATE] == [R.TRUNCATED, R.TRUNCATED]
