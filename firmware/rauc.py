@@ -76,7 +76,8 @@ def run(
                 continue
             data = os.read(fd, 65_536)
             if not data:
-                return popen.wait(), said.decode(errors="replace")
+                code = popen.wait()
+                return code if code >= 0 else 128 - code, said.decode(errors="replace")
             for text in (said.rpartition(b"\n")[2] + data).split(b"\n"):
                 line(text.decode(errors="replace"))
             said = (said + data)[-65_536:]

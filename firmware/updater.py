@@ -162,8 +162,9 @@ class Agent:
     def _came_up(self) -> None:
         """What the start says of an update that was under way."""
         r, m = self._record, self._machine
-        with contextlib.suppress(OSError):
-            self._bundle.unlink(missing_ok=True)
+        if r.boot != m.boot or r.phase != Phase.INSTALLING:
+            with contextlib.suppress(OSError):
+                self._bundle.unlink(missing_ok=True)
         if r.boot == m.boot or r.phase == Phase.IDLE:
             self._hold = r.phase != Phase.IDLE
         elif m.slot and m.slot == r.slot:
@@ -181,19 +182,17 @@ class Agent:
 
     def _check(self) -> None:
         """After every start; only a version that is new here is taken back when it does not pass."""
-        self._step = UpdateState.CHECKING if self._record.phase == Phase.TRIAL else self._step
+        trial = self._record.phase == Phase.TRIAL
+        self._step = UpdateState.CHECKING if trial else self._step
         why = self._lacking()
         if why is UpdateResult.NONE and self._tools.mark("good", self._beat):
             why = UpdateResult.CHECK_MARK
         if why is UpdateResult.NONE:
             self._confirm()
-        elif self._record.phase != Phase.TRIAL:
-            return
-        else:
-            if why != self._record.why:
-                self._save(why=why)
+        elif trial:
+            self._save(why=self._record.why if why is None else why)
             if self._tools.now_ns() - self._began_ns > CHECK_NS:
-                self._take_back(why)
+                self._take_back()
 
     def _confirm(self) -> None:
         trial, self._checking = self._record.phase == Phase.TRIAL, False
@@ -205,14 +204,15 @@ class Agent:
             self._save(phase=Phase.IDLE)
             self._tell(UpdateResult.CONFIRMED, self._machine.running)
 
-    def _lacking(self) -> UpdateResult:
-        """The first thing that the self-test lacks; NONE when it is passed."""
+    def _lacking(self) -> UpdateResult | None:
+        """The first thing that the self-test lacks; NONE when it is passed, None while the scan is watched."""
         status = self._fresh()
         if status is None or not self._guard_heard():
             self._watched = None
             return UpdateResult.CHECK_IO
-        if not self._on_time(status):
-            return UpdateResult.CHECK_SCAN
+        on_time = self._on_time(status)
+        if not on_time:
+            return None if on_time is None else UpdateResult.CHECK_SCAN
         if not self._answers():
             return UpdateResult.CHECK_MODBUS
         return UpdateResult.NONE if self._tools.firewall(self._beat) else UpdateResult.CHECK_FIREWALL
@@ -220,14 +220,14 @@ class Agent:
     def _guard_heard(self) -> bool:
         return self._guard.refresh() is not None and self._guard.age_ms() <= GUARD_FRESH_MS
 
-    def _on_time(self, status: Status) -> bool:
-        """No more than LATE_SHARE of the scans of WATCH_NS were late, and none are missing."""
+    def _on_time(self, status: Status) -> bool | None:
+        """No more than LATE_SHARE of the scans of WATCH_NS were late, and none are missing; None before it is over."""
         now_ns = self._tools.now_ns()
         if self._watched is None or self._watched[1].started_ns != status.started_ns:
             self._watched = now_ns, status
         began_ns, before = self._watched
         if now_ns - began_ns < WATCH_NS:
-            return False
+            return None
         self._watched = now_ns, status
         share = float(os.environ.get("EMS_LATE_SHARE", LATE_SHARE))
         scans, late = status.scan - before.scan, status.late_scans - before.late_scans
@@ -247,14 +247,14 @@ class Agent:
         status = self._fresh()
         return status is not None and (seen["CmfState"], seen["ScanPeriodUs"]) == (status.state, status.period_us)
 
-    def _take_back(self, why: UpdateResult) -> None:
+    def _take_back(self) -> None:
         """The other slot starts next. Waits while a contactor that somebody still watches is not open."""
         status, now_ns = self._fresh(), self._tools.now_ns()
         if (status is not None and (status.coils or status.feedback)) or now_ns - self._tried_ns < RETRY_NS:
             return
         self._tried_ns = now_ns
         self._step = UpdateState.RESTARTING
-        self._log.add(EventKind.UPDATE, why)
+        self._log.add(EventKind.UPDATE, self._record.why)
         self._tools.mark("bad", self._beat)
         self._tools.restart(self._beat)
 
