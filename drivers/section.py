@@ -130,7 +130,7 @@ class SectionFile:
 
 
 class SectionReader:
-    """Reads one section of another process's file. The file may appear later: until then `read` gives None."""
+    """Reads one section of another process's file, which may appear or become readable later; until then None."""
 
     def __init__(self, path: Path, capacities: Mapping[str, int], name: str) -> None:
         self._path, self._name = path, name
@@ -143,7 +143,7 @@ class SectionReader:
         self.retries = 0
 
     def _attach(self) -> bool:
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError, PermissionError), self._path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != self._size:
                 return False
             memory = mmap.mmap(file.fileno(), self._size, prot=mmap.PROT_READ)

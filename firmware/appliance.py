@@ -41,23 +41,28 @@ from .image import (
     LINKS,
     PCS,
     STATUS,
+    UPDATE,
     EventLog,
     View,
     run_directory,
     state_directory,
 )
+from .models.update import update_model
 from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
 from .string_units import Sizes, StringUnits
 from .sunspec import OpCtl, SetOp, WSetMode
 
-UNIT = 1
-STALE_MS = {"status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0}
+UNIT, LOCAL = 1, "127.0.0.1"
+STALE_MS = {
+    "status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0,
+    "update": 10_000.0,
+}  # fmt: skip
 """A section older than this reads "not implemented"; without a fresh status no command is taken."""
 FRESH_NS = 5_000_000
 """How often a read looks at the whole process image; a new scan of the controller is seen by the next read."""
 PRODUCT = "EMS-1"
 
-_BANK_AT = 2 * (BANK_FIRST - BASE)
+_BANK_AT, _END_BYTES = 2 * (BANK_FIRST - BASE), 4
 _HEARTBEATS = ("CtrlHb", "ControllerHb", "802.CtrlHb")
 _ACKS = ("AckFaults", "AlarmReset", "AlmRst")
 _MODES = ("CmdMode", "OpCtl", "SetOp")
@@ -110,9 +115,15 @@ def _encoder(row: Row) -> _Encoder:
 
 
 _PLAN = {
-    group: [_encoder(row) for row in registers.ROWS if row.group == group and row.value is not None]
+    group: [
+        _encoder(row)
+        for row in registers.ROWS
+        if row.group == group and row.value is not None and row.point.address < BANK_FIRST
+    ]
     for group in Sources._fields
 }
+"""Up to model 803; what is behind it has no fixed place."""
+_UPDATE = update_model(0)
 
 
 def _encode(image: bytearray, plan: list[_Encoder], values: list[Any], before: list[Any]) -> None:
@@ -207,6 +218,7 @@ class Appliance:
             "links": View(LINKS, "aggregator", "links", directory),
             "guard": View(GUARD, "guard", "guard", directory),
             "clock": View(CLOCK, "clock", "clock", directory),
+            "update": View(UPDATE, "updater", "update", directory),
         }
         self._status = self._views["status"]
         self._files = FreezeFiles(state, directory or run_directory())
@@ -305,8 +317,10 @@ class Appliance:
         return bytes(self._image[first:end])
 
     def _renew_bank(self) -> None:
-        """Model 803 and the end marker, which are longer or shorter with the number of strings."""
-        self._image[_BANK_AT:] = self._strings.bank(self._sources.status)
+        """Model 803, which is longer or shorter with the number of strings, and what is behind it."""
+        bank = self._strings.bank(self._sources.status)
+        update = (row.point.encode(row.value(self._sources) if row.value else row.fixed) for row in _UPDATE)
+        self._image[_BANK_AT:] = b"".join((bank[:-_END_BYTES], *update, bank[-_END_BYTES:]))
         self._bank_renewed = True
 
     def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
@@ -321,8 +335,8 @@ class Appliance:
             raise ModbusError(4) from error
 
     def admits(self, host: str) -> bool:
-        """Whether an address may connect."""
-        return admitted(host, self._allowed)
+        """Whether an address may connect; the unit itself may, for the self-test after an update."""
+        return host == LOCAL or admitted(host, self._allowed)
 
     def commands(self, host: str) -> bool:
         """Whether this address holds the lease: it always finds a place."""

@@ -17,7 +17,7 @@ from drivers.board import Board, open_board
 from drivers.section import SectionReader
 from statemachine.core import Core, started
 from statemachine.settings import Settings
-from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit
+from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit, Updater
 from statemachine.states import CLOSED, State
 from statemachine.wear import Wear
 
@@ -72,6 +72,7 @@ class Controller:
         self._guard = image.View(image.GUARD, "guard", "guard")
         self._store = image.View(image.STORE, "historian", "store")
         self._clock = image.View(image.CLOCK, "clock", "clock")
+        self._updater = image.View(image.HOLD, "updater", "hold")
         self._frames = ring_writer(image.run_directory())
         self._config = image.reader("server", "config")
         self._config_sequence = 0
@@ -109,7 +110,7 @@ class Controller:
             self._config_sequence, self._settings = found.sequence, settings_from_json(found.payload)
         lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
-        grid, command = self._grid.refresh(), self._command.refresh()
+        grid, updater, command = self._grid.refresh(), self._update_agent(), self._command.refresh()
         if self.stopping and command is not None:
             command = command._replace(mode=Mode.OFF)
         return Inputs(
@@ -120,8 +121,14 @@ class Controller:
             guard, self._guard.age_ms(now_ns),
             saved, self._store.age_ms(now_ns),
             clock, self._clock.age_ms(now_ns),
-            self._settings, self.late_in_row, self._restarted, grid,
+            self._settings, self.late_in_row, self._restarted, grid, updater, self._updater.age_ms(now_ns),
         )  # fmt: skip
+
+    def _update_agent(self) -> Updater | None:
+        """Many racks run without one: the file that is not there costs a look a second, not one a scan."""
+        if self._updater.value is None and self.scans % STATISTICS_EVERY:
+            return None
+        return self._updater.refresh()
 
     def scan(self, periods: int) -> Outputs:
         """One scan, `periods` scan periods after the one before; what nobody waits for comes after the publish."""

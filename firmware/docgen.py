@@ -35,6 +35,7 @@ _MODELS = {
     40460: "Model 802, battery base",
     registers.VENDOR_FIRST: f"Vendor model {registers.VENDOR_MODEL}: command, answer and status",
     registers.BANK_FIRST: f"Model 803, bank of {Site().strings} strings",
+    registers.END - 4 - registers.UPDATE_LENGTH: f"Vendor model {registers.UPDATE_MODEL}: updates",
     registers.END - 2: "End",
 }
 """First address of a chapter of docs/modbus-map.md -> its title."""
@@ -69,8 +70,8 @@ def modbus_map_markdown() -> str:
     rules = [
         "# Register map of the appliance\n",
         f"{_GENERATED} `modbus-map.csv` is the same table for programs,",
-        f"`model_{registers.VENDOR_MODEL}.json` the vendor model for SunSpec clients: in their path of models",
-        "it makes the vendor points known by name.\n",
+        f"`model_{registers.VENDOR_MODEL}.json` and `model_{registers.UPDATE_MODEL}.json` the vendor models for",
+        "SunSpec clients: in their path of models they make the vendor points known by name.\n",
         "Modbus TCP, unit 1, PDU addresses, function codes 3, 4, 6, 16, 23 and 43/14; `value = raw * scale`.\n",
         intro + "\n",
         "A write is applied whole or refused whole, and reads back at once: exception 02 for a register that",
@@ -353,7 +354,7 @@ def freeze_frame_markdown() -> str:
 DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
     ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *string_points()))),
     ("docs/modbus-map.md", modbus_map_markdown),
-    (f"docs/model_{registers.VENDOR_MODEL}.json", model_json.vendor_model),
+    *((f"docs/model_{number}.json", partial(model_json.vendor_model, number)) for number in model_json.GROUPS),
     ("docs/bench-map.csv", partial(to_csv, BENCH_POINTS)),
     ("docs/bench-map.md", bench_map_markdown),
     ("docs/configuration.md", configuration_markdown),

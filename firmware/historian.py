@@ -93,6 +93,7 @@ _WORDS: dict[int, Callable[[int, int], str]] = {
     EventKind.VALIDITY: lambda a, b: (
         f"VALIDITY {'of a new frame began' if a else 'over: no frame for ValidMs and 3 s'}"
     ),
+    EventKind.UPDATE: lambda a, b: f"UPDATE {words.update(a)}{f' ({b})' if b else ''}",
     EventKind.SERVICE_PRESS: lambda a, b: f"SERVICE PRESS of RESET{'; contactor counters are zero' if a else ''}",
 }
 assert set(_WORDS) == set(EventKind)

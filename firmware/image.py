@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar, get_type_hints
 
 from drivers.loops import LAYOUT as SAMPLER_LAYOUT
 from drivers.section import SectionFile, SectionReader, SectionWriter
-from statemachine.signals import Bms, Clock, Command, Grid, Guard, Pcs, Store
+from statemachine.signals import Bms, Clock, Command, Grid, Guard, Pcs, Store, Updater
 
 T = TypeVar("T", bound=tuple)  # type: ignore[type-arg]
 
@@ -31,6 +31,7 @@ LAYOUT: dict[str, dict[str, int]] = {
     "historian": {"store": 128},
     "clock": {"clock": 128, "events": EVENT_SLOTS * _EVENT.size},
     "sampler": SAMPLER_LAYOUT,
+    "updater": {"hold": 64, "update": 128, "events": EVENT_SLOTS * _EVENT.size},
     "server": {
         "command": 256, "grid": 512, "fence": 64, "config": 16_384, "events": EVENT_SLOTS * _EVENT.size,
     },
@@ -145,11 +146,26 @@ class Links(NamedTuple):
     pcs_up: bool
 
 
-_CODES: dict[type, str] = {int: "q", float: "d", bool: "?"}
+class Update(NamedTuple):
+    """Update agent -> server: what the registers say of updates."""
+
+    state: int  # UpdateState
+    progress_pct: int  # of the step that runs
+    result: int  # UpdateResult of the last update
+    detail: int  # exit code of rauc, HTTP status or errno that came with it; 0 = none
+    slot: int  # the booted one: 1 A, 2 B; 0 = not known
+    tries: int  # left to the booted slot before the bootloader takes the other; -1 = not known
+    done_mb: int
+    total_mb: int
+    running: bytes  # version that runs, at most 16 bytes
+    offered: bytes  # version of the last bundle that was looked at
+
+
+_CODES: dict[type, str] = {int: "q", float: "d", bool: "?", bytes: "16s"}
 
 
 class Codec(Generic[T]):
-    """Packs a NamedTuple of int, float and bool into a native struct, and back."""
+    """Packs a NamedTuple of int, float, bool and 16 bytes into a native struct, and back."""
 
     def __init__(self, kind: type[T]) -> None:
         hints = get_type_hints(kind)
@@ -168,6 +184,7 @@ class Codec(Generic[T]):
 BMS, PCS, COMMAND, GUARD = Codec(Bms), Codec(Pcs), Codec(Command), Codec(Guard)
 CONTROL, STATUS, LINKS, STORE, CLOCK = Codec(Control), Codec(Status), Codec(Links), Codec(Store), Codec(Clock)
 STRING, GRID = Codec(StringValues), Codec(Grid)
+HOLD, UPDATE = Codec(Updater), Codec(Update)
 
 
 def run_directory() -> Path:

@@ -96,7 +96,7 @@ class _Column:
             self.word(pattern, 8)
             self.paragraph(short, 8, 10, bold=True)
             self.paragraph(text, 7.5, 10, colour=_SOFT)
-            self.y += 1.1
+            self.y += 0.8
         self.y += 2.2
 
     def patterns(self) -> None:

@@ -1,4 +1,4 @@
-"""SunSpec's own JSON of the vendor model, for clients that find points by name: docs/model_64990.json.
+"""SunSpec's own JSON of the vendor models, for clients that find points by name: docs/model_64990.json and 64991.
 
 A client that has the file in its path of models reads and writes the vendor points as those of any other model. Scale
 factors are numbers in the definition: they never change, so they cost no registers.
@@ -7,7 +7,6 @@ factors are numbers in the definition: they never change, so they cost no regist
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from math import log10
 from typing import Any
 
@@ -15,10 +14,14 @@ from drivers.modbus.point import Point
 from statemachine.faults import FAULTS
 from statemachine.signals import InterlockBit, StatusBit
 
-from .models.vendor import VENDOR
-from .registers import ROWS, VENDOR_FIRST, VENDOR_LENGTH, VENDOR_MODEL, Row
+from .registers import POINT, ROWS, UPDATE_LENGTH, UPDATE_MODEL, VENDOR_LENGTH, VENDOR_MODEL, Row
 
 GROUP = "ems_edge"
+GROUPS: dict[int, tuple[str, str, int]] = {
+    VENDOR_MODEL: (GROUP, "Command, answer and status of the EMS battery storage edge appliance.", VENDOR_LENGTH),
+    UPDATE_MODEL: (f"{GROUP}_update", "Updates of the EMS battery storage edge appliance.", UPDATE_LENGTH),
+}
+"""Vendor model -> its group, what it is, its length."""
 _UNITS = {"%": "Pct", "degC": "C", "s": "Secs"}
 """Ours -> what SunSpec's models write; the others are the same."""
 _LOW, _HIGH = ({f.name: f.bit - first for f in FAULTS if first <= f.bit < first + 32} for first in (0, 32))
@@ -63,29 +66,18 @@ def _point(name: str, row: Row) -> dict[str, Any]:
     return {key: value for key, value in made.items() if value is not None}
 
 
-def _points(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-    """A reserve of several registers is as many pads."""
-    for row in rows:
-        name, count = row.point.name.removeprefix(f"{VENDOR_MODEL}."), row.point.count
-        if row.reserve:
-            for number in range(1, count + 1):
-                pad = name if count == 1 else f"{name}{number}"
-                yield {"desc": row.point.doc, "label": pad, "name": pad, "size": 1, "type": "pad"}
-        else:
-            yield _point(name, row)
-
-
-def vendor_model() -> str:
-    """docs/model_64990.json."""
-    end = VENDOR_FIRST + 2 + VENDOR_LENGTH
-    rows = [row for row in ROWS if VENDOR_FIRST <= row.point.address < end]
-    assert len(rows) == 2 + len(VENDOR)
+def vendor_model(number: int = VENDOR_MODEL) -> str:
+    """docs/model_64990.json, docs/model_64991.json."""
+    name, what, length = GROUPS[number]
+    first = POINT[f"{number}.ID"].address
+    rows = [row for row in ROWS if first <= row.point.address < first + 2 + length]
+    assert not any(row.reserve for row in rows)
     group = {
-        "desc": "Command, answer and status of the EMS battery storage edge appliance.",
+        "desc": what,
         "detail": "+ is discharge, - is charge; a limit has no sign. Generated, do not edit.",
         "label": "EMS edge appliance",
-        "name": GROUP,
-        "points": list(_points(rows)),
+        "name": name,
+        "points": [_point(row.point.name.removeprefix(f"{number}."), row) for row in rows],
         "type": "group",
     }
-    return json.dumps({"group": group, "id": VENDOR_MODEL}, indent=1) + "\n"
+    return json.dumps({"group": group, "id": number}, indent=1) + "\n"

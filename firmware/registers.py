@@ -3,8 +3,8 @@
 SunSpec at PDU address 40000, big-endian, high word first, static scale factors sized for a rack of 5 MW and 1,500 V. +
 is discharge, - is charge; a limit has no sign. A point whose source is missing or stale reads SunSpec's "not
 implemented" value, never an old number. The settings of model 702 are read-only: they are what limits.conf says. Model
-803 is the last one, its length follows the number of strings: string n begins at 40676 + 32 (n - 1). Every string,
-module and cell is in models 804 and 805 of the string units.
+803 has a length that follows the number of strings: string n begins at 40676 + 32 (n - 1). Behind it is vendor model
+64991, updates, at 40676 + 32 NStr. Every string, module and cell is in models 804 and 805 of the string units.
 
 A name that more than one SunSpec model uses carries its model as in `802.SoC`; vendor points never do.
 """
@@ -33,12 +33,13 @@ from .models.draft import (
     model,
 )
 from .models.grid import DROOP, ENTER_SERVICE
+from .models.update import UPDATE_LENGTH, UPDATE_MODEL, update_model
 from .models.vendor import VENDOR, VENDOR_FIRST, VENDOR_LENGTH
 
 __all__ = [
-    "AT", "BANK_FIRST", "BASE", "END", "LIMIT_GROUP", "MAX_W", "POINT", "POINTS", "ROWS", "UNIT", "VENDOR_FIRST",
-    "VENDOR_LENGTH", "VENDOR_MODEL", "WSET_GROUP", "Own", "Row", "Sources", "covering", "get", "image", "nominal_v",
-    "put", "rated_charge_w", "rated_discharge_w",
+    "AT", "BANK_FIRST", "BASE", "END", "LIMIT_GROUP", "MAX_W", "POINT", "POINTS", "ROWS", "UNIT", "UPDATE_LENGTH",
+    "UPDATE_MODEL", "VENDOR_FIRST", "VENDOR_LENGTH", "VENDOR_MODEL", "WSET_GROUP", "Own", "Row", "Sources", "covering",
+    "get", "image", "nominal_v", "put", "rated_charge_w", "rated_discharge_w",
 ]  # fmt: skip
 
 _BANK = bank(STRINGS)
@@ -57,9 +58,10 @@ ROWS: tuple[Row, ...] = (
     *model(802, 40460, 62, BATTERY),
     *model(VENDOR_MODEL, VENDOR_FIRST, VENDOR_LENGTH, VENDOR),
     *_BANK,
-    *end(_BANK[-1].point.end),
+    *update_model(_BANK[-1].point.end),
+    *end(_BANK[-1].point.end + 2 + UPDATE_LENGTH),
 )
-"""As it is with the default number of strings: with another one only 803 and the end marker differ."""
+"""As it is with the default number of strings: with another one 803 and what is behind it differ."""
 END = ROWS[-1].point.end
 POINTS: tuple[Point, ...] = tuple(row.point for row in ROWS if not row.reserve)
 POINT: dict[str, Point] = {point.name: point for point in POINTS}

@@ -25,6 +25,7 @@ from .models.string_units import (
     module_length,
     string_length,
 )
+from .models.update import update_model
 from .registers import ROWS
 
 
@@ -32,7 +33,8 @@ def tags(strings: int, modules: int, cells: int) -> Iterator[Point]:
     """Unit 1, then the string units, ascending; without reserve. `modules` in a string, `cells` in a module."""
     yield from _shown(row for row in ROWS if row.point.address < BANK_FIRST)
     last = bank(strings)
-    yield from _shown([*last, *end(last[-1].point.end)])
+    after = update_model(last[-1].point.end)
+    yield from _shown([*last, *after, *end(after[-1].point.end)])
     for string in range(1, strings + 1):
         for point in _string(FIRST_UNIT - 1 + string, modules, cells):
             yield replace(point, name=f"string{string}.{point.name}")

@@ -10,6 +10,8 @@ from statemachine.faults import FAULTS
 from statemachine.signals import LimitReason, Why
 from statemachine.states import State
 
+from .update_codes import TEXT, UpdateResult
+
 WHY: dict[Why, str] = {
     Why.NONE: "accepted",
     Why.SEQ_NOT_NEW: "CmdSeq was used before the last trip or restart; write a new number",
@@ -42,6 +44,7 @@ WHY: dict[Why, str] = {
     Why.VALIDITY_OVER: "no frame came within ValidMs and 3 s; write the next one",
     Why.EPOCH_NOT_SAVED: "the disk does not take the new Epoch; look after the state directory",
     Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
+    Why.UPDATING: "an update is being installed or checked; wait until UpdState is IDLE, then write a new CmdSeq",
 }
 assert set(WHY) == set(Why)
 
@@ -94,6 +97,12 @@ assert set(LIMIT) == set(LimitReason)
 def name_of(kind: type[IntEnum], number: int) -> str:
     """The name of a number, or the number itself when this version does not know it."""
     return kind(number).name if number in kind._value2member_map_ else str(number)
+
+
+def update(number: int) -> str:
+    """`DAMAGED: the content is not what was signed; copy it again`."""
+    known = number in TEXT
+    return f"{UpdateResult(number).name}: {TEXT[UpdateResult(number)]}" if known else str(number)
 
 
 def state(number: int) -> str:

@@ -126,7 +126,7 @@ class Core:
             now.permit,
             inputs.lines.remote,
             dt_ms,
-            not now.grid.service_permitted,
+            _ceased(now),
         )
         _tell_wishes(m.wishes, seen_wishes, events)
         m = m._replace(wishes=seen_wishes)
@@ -171,7 +171,8 @@ def _edges(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Pressed]:
 def _judge(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Now]:
     s = m.settings
     if s is None:
-        return m, _Now(None, None, loops.Judged(), charge.Loops(float("nan"), 0.0), Why.NO_CONFIGURATION)
+        why = Why.UPDATING if _held(inputs) else Why.NO_CONFIGURATION
+        return m, _Now(None, None, loops.Judged(), charge.Loops(float("nan"), 0.0), why)
     bms, pcs = inputs.bms, inputs.pcs
     if bms is not None and not (bms.poll and bms.identity_ok and inputs.bms_age_ms <= s.bms_timeout * 1000.0):
         bms = None
@@ -183,7 +184,7 @@ def _judge(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Now]:
     memory, judged = loops.judge(m.loops, inputs.lines.loops_ma, inputs.lines.loops_age_ms, s, rate_c, dt_ms)
     g = inputs.grid or grid.default(s)
     service = grid.watch(m.service, g, s, pcs, m.sequence.phase is Phase.CLOSED, dt_ms)
-    permit = _permit(m, s, bms, pcs, inputs) or grid.refusal(service, g)
+    permit = Why.UPDATING if _held(inputs) else _permit(m, s, bms, pcs, inputs) or grid.refusal(service, g)
     now = _Now(bms, pcs, judged, detect.loops_for_law(judged, s), permit, g)
     return m._replace(loops=memory, service=service), now
 
@@ -208,6 +209,19 @@ def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: In
     if not detect.interlocks_closed(inputs.lines, s):
         return Why.INTERLOCK_OPEN
     return Why.NONE if inputs.lines.remote and m.wishes.remote else Why.LOCAL_CONTROL
+
+
+def _held(inputs: Inputs) -> bool:
+    """An update holds the rack; an agent that is silent or absent does not."""
+    found = inputs.updater
+    return found is not None and found.hold and inputs.updater_age_ms <= detect.UPDATER_SILENT_MS
+
+
+def _ceased(now: _Now) -> Why:
+    """Why nothing stays closed, whatever the state."""
+    if now.permit is Why.UPDATING:
+        return Why.UPDATING
+    return Why.NONE if now.grid.service_permitted else Why.SERVICE_NOT_PERMITTED
 
 
 def _guard_heard(inputs: Inputs) -> bool:
@@ -317,7 +331,7 @@ def _bits(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs) -> Bits:
         charge=wish.mode is Mode.CHARGE,
         discharge=wish.mode is Mode.DISCHARGE,
         grid=wish.mode is Mode.GRID,
-        service=wish.mode is Mode.SERVICE,
+        service=wish.mode is Mode.SERVICE or (m.state is State.SERVICE and now.permit is Why.UPDATING),
         finished=m.finished == wish.content,
         target=_target_reached(m, bms, wish),
         ramped=m.limits.charge_reason is not LimitReason.RAMP,
@@ -522,13 +536,20 @@ def _status_bits(m: Memory, now: _Now, inputs: Inputs) -> int:
     return sum(1 << bit for bit, on in flags.items() if on)
 
 
+def _update_shown(now: _Now, inputs: Inputs) -> int:
+    if now.permit is Why.UPDATING:
+        return leds.UPDATING
+    return leds.ROLLED_BACK if inputs.updater is not None and inputs.updater.rolled_back else leds.OFF
+
+
 def _outputs(m: Memory, now: _Now, wish: wishes.Wish, inputs: Inputs, events: list[tuple[int, int, int]]) -> Outputs:
     ah = m.settings.rated_ah if m.settings else 0.0
     shown, lim = m.latches.shown, m.limits
     chain_ok = inputs.lines.kill_ok and inputs.lines.tamper_ok
     codes = leds.codes(
-        m.state, shown, now.bms is not None, now.pcs is not None, chain_ok, bool(m.latches.latched & TRIP_MASK)
-    )
+        m.state, shown, now.bms is not None, now.pcs is not None, chain_ok, bool(m.latches.latched & TRIP_MASK),
+        _update_shown(now, inputs),
+    )  # fmt: skip
     silent = m.state in _SILENT
     return Outputs(
         state=m.state,

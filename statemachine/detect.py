@@ -32,7 +32,7 @@ DC_OVERVOLTAGE_FACTOR = 1.05  # of max_charge_voltage, by the PCS's own meter
 MISMATCH_SHARE, MISMATCH_C = 0.05, 0.02  # of the larger current, and of rated capacity: two meters of 1 %, and ripple
 LINK_POOR_PCT = 2.0
 IDENTITY_MS = 3000.0  # an unknown device is asked again every second
-STORE_SILENT_MS, CLOCK_SILENT_MS = 5000.0, 10_000.0
+STORE_SILENT_MS, CLOCK_SILENT_MS, UPDATER_SILENT_MS = 5000.0, 10_000.0, 10_000.0
 INSULATION_WARNING = 2.0  # times min_insulation
 
 _LIVE = frozenset({State.PRECHARGE, State.STOPPING, State.FAULT, State.EMERGENCY_STOP})

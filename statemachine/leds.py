@@ -44,6 +44,9 @@ BY_STATE: dict[State, Leds] = {
 }
 assert set(BY_STATE) == set(State)
 
+UPDATING, ROLLED_BACK = 0x22, 0x23
+"""RUN while an update holds the rack, and after it was taken back: in ISOLATED and SERVICE, where nothing is hidden."""
+
 COMM: dict[tuple[bool, bool], int] = {
     (True, True): ON,
     (False, True): SLOW,
@@ -74,6 +77,8 @@ MEANINGS: dict[str, dict[int, Meaning]] = {
         SLOW: Meaning("isolated", "Contactors open and verified. Waits for a command."),
         FAST: Meaning("starting or stopping", "Contactors are about to close or to open. Wait."),
         0x21: Meaning("service", "Maintenance: nothing can close. Command mode off to leave."),
+        UPDATING: Meaning("update runs", "It is installed or checked. Keep the supply on."),
+        ROLLED_BACK: Meaning("update failed", "The version before runs again. Read `UpdResult`."),
     },
     "CHARGE": {
         OFF: Meaning("no current", "No charge, discharge or grid support."),
@@ -104,7 +109,7 @@ MEANINGS: dict[str, dict[int, Meaning]] = {
 }  # fmt: skip
 """LED -> pattern -> meaning. FAULT's N-M codes are those of the fault catalogue."""
 assert tuple(MEANINGS) == NAMES
-assert set(MEANINGS["RUN"]) == {show.run for show in BY_STATE.values()}
+assert set(MEANINGS["RUN"]) == {show.run for show in BY_STATE.values()} | {UPDATING, ROLLED_BACK}
 assert set(MEANINGS["CHARGE"]) == {show.charge for show in BY_STATE.values()}
 assert set(MEANINGS["COMM"]) == set(COMM.values())
 assert set(MEANINGS["KILL"]) == set(KILL.values())
@@ -124,10 +129,16 @@ def fault_code(bits: int) -> int:
 
 
 def codes(
-    state: State, faults: int, bms_ok: bool, pcs_ok: bool, chain_ok: bool, chain_latched: bool
+    state: State, faults: int, bms_ok: bool, pcs_ok: bool, chain_ok: bool, chain_latched: bool, update: int = OFF
 ) -> tuple[int, ...]:
-    """The five pattern codes. `chain_ok`: kill-switch and tamper closed; `chain_latched`: a reset is still due."""
-    return (*BY_STATE[state], COMM[bms_ok, pcs_ok], fault_code(faults), KILL[chain_ok, chain_latched])
+    """The five pattern codes. `chain_ok`: kill-switch and tamper closed; `chain_latched`: a reset is still due.
+
+    `update` is UPDATING, ROLLED_BACK or OFF.
+    """
+    run, charge = BY_STATE[state]
+    if update and state in (State.ISOLATED, State.SERVICE):
+        run = update
+    return run, charge, COMM[bms_ok, pcs_ok], fault_code(faults), KILL[chain_ok, chain_latched]
 
 
 def pattern(code: int) -> str:

@@ -218,6 +218,13 @@ class Clock(NamedTuple):
     steps: int  # jumps of the wall clock since start
 
 
+class Updater(NamedTuple):
+    """What the update agent asks of the rack."""
+
+    hold: bool  # an update is being installed, or the version that runs is not confirmed: nothing may close
+    rolled_back: bool  # the version before runs again, and nobody entered SERVICE since
+
+
 class Lines(NamedTuple):
     """The terminals of the board, read once at the start of the scan. True is the healthy level."""
 
@@ -257,6 +264,8 @@ class Inputs(NamedTuple):
     overruns_in_row: int  # late scans in a row, as the controller counted
     restarted: bool  # the controller found a predecessor that did not stop in order, or damaged saved state
     grid: Grid | None = None  # None: every grid function as it is before it was written
+    updater: Updater | None = None  # the rack works without one
+    updater_age_ms: float = 0.0
 
 
 class Result(IntEnum):
@@ -301,6 +310,7 @@ class Why(IntEnum):
     VALIDITY_OVER = 28  # no frame came for ValidMs and the hold time
     EPOCH_NOT_SAVED = 29  # the disk does not take the new Epoch
     INCOMPLETE_FRAME = 30  # Epoch, CmdSeq and ValidMs are not in the same write
+    UPDATING = 31  # an update is being installed or is not confirmed yet
 
 
 class Outputs(NamedTuple):
@@ -360,6 +370,7 @@ class EventKind(IntEnum):
     SERVICE_PRESS = 12  # RESET was held for 10 s; a = 1 when the contactor counters were set to zero
     KEY_SWITCH = 13  # a = 0 LOCAL, 1 REMOTE
     VALIDITY = 14  # a = 0 over, 1 a frame is in force again
+    UPDATE = 15  # of the update agent: a = UpdateResult, b = the number that came with it
 
 
 class StatusBit(IntEnum):

@@ -106,29 +106,29 @@ def _judge(w: Wishes, c: Command, state: State, permit: Why) -> Wishes:
     return w._replace(voided_seq=c.number) if why else w
 
 
-def _kept(w: Wishes, c: Command, state: State, ceased: bool) -> Mode:
+def _kept(w: Wishes, c: Command, state: State, ceased: Why) -> Mode:
     """The mode while the command is void: closed contactors stay closed at 0 A, and SERVICE is left by OFF only.
 
     In LOCAL they open: who turned the key wants to work at the rack.
     """
     if state is State.SERVICE:
         return Mode.SERVICE
-    isolate = ceased or not w.remote or (w.lost and c.loss_policy == LossPolicy.ISOLATE)
+    isolate = bool(ceased) or not w.remote or (w.lost and c.loss_policy == LossPolicy.ISOLATE)
     return Mode.READY if state in CLOSED and state is not State.STOPPING and not isolate else Mode.OFF
 
 
 def step(
     w: Wishes, c: Command | None, age_ms: float, state: State, permit: Why, remote: bool, dt_ms: float,
-    ceased: bool = False,
+    ceased: Why = Why.NONE,
 ) -> tuple[Wishes, Wish]:  # fmt: skip
-    """One scan of the command side. `ceased`: service is not permitted, whatever the state nothing stays closed."""
+    """One scan of the command side. `ceased`: why, whatever the state, nothing stays closed."""
     w = _heartbeat(_key(w, remote, dt_ms), c, age_ms, dt_ms)
     if c is None:
         return w, IDLE
     w = _validity(w._replace(wset=reversion.step(w.wset, c.wset_version, c.wset_revert_s, dt_ms)), c, dt_ms)
     w = _judge(w, c, state, permit)
     w = _void(w, c, state)
-    why = Why.SERVICE_NOT_PERMITTED if ceased else permit if state in OPENING else Why.NONE
+    why = ceased or (permit if state in OPENING else Why.NONE)
     if why and c.number != w.voided_seq and c.mode != Mode.SERVICE:
         w = w._replace(voided_seq=c.number)  # OFF's number too: it cannot close anything later
         if Mode.READY <= c.mode <= Mode.GRID:

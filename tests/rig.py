@@ -28,6 +28,7 @@ from statemachine.signals import (
     Outputs,
     Pcs,
     Store,
+    Updater,
     WatchdogState,
 )
 from statemachine.states import State
@@ -91,6 +92,8 @@ class Rig:
     lines: Lines = LINES
     command: Command = COMMAND
     grid: Grid | None = None
+    updater: Updater | None = None
+    updater_age_ms: float = 0.0
     bms_changes: dict[str, Any] = field(default_factory=dict)
     pcs_changes: dict[str, Any] = field(default_factory=dict)
     command_age_ms: float = 0.0
@@ -187,7 +190,7 @@ class Rig:
         return Inputs(
             lines, self.bms, self.now_ms - self.bms_at, self.pcs, self.now_ms - self.pcs_at, self.command,
             self.command_age_ms, self.guard, 0.0, self.store, 0.0, self.clock, 0.0, self.settings,
-            self.overruns_in_row, False, self.grid,
+            self.overruns_in_row, False, self.grid, self.updater, self.updater_age_ms,
         )  # fmt: skip
 
     def once(self) -> Outputs:

@@ -21,6 +21,7 @@ NOT_YET = {
     State.LOCKOUT: Why.LOCKOUT,
 }
 PERMIT_COUNTS = (State.ISOLATED, State.STOPPING)
+CEASED = Why.SERVICE_NOT_PERMITTED
 KNOWN = Wishes(seq=7, mode=Mode.READY, voided_seq=3, result=Result.ACCEPTED, heartbeat=0, wset=Reversion(0))
 
 
@@ -221,7 +222,7 @@ def test_a_void_command_isolates_only_while_the_heartbeat_is_lost() -> None:
 @pytest.mark.parametrize("mode", [Mode.READY, Mode.CHARGE, Mode.DISCHARGE, Mode.GRID])
 def test_without_permission_to_serve_a_command_is_void_and_nothing_stays_closed(state: State, mode: Mode) -> None:
     was = KNOWN._replace(mode=mode)
-    after, wish = wishes.step(was, command(mode=mode), 0.0, state, Why.NONE, True, 10.0, True)
+    after, wish = wishes.step(was, command(mode=mode), 0.0, state, Why.NONE, True, 10.0, CEASED)
     assert after.voided_seq == 7
     assert wish.mode is (Mode.SERVICE if state is State.SERVICE else Mode.OFF)
     if state not in wishes.VOIDING:
@@ -230,13 +231,13 @@ def test_without_permission_to_serve_a_command_is_void_and_nothing_stays_closed(
 
 def test_without_permission_to_serve_off_is_no_refusal_but_its_number_is_used_up() -> None:
     was = KNOWN._replace(mode=Mode.OFF)
-    after, wish = wishes.step(was, command(mode=Mode.OFF), 0.0, State.READY, Why.NONE, True, 10.0, True)
+    after, wish = wishes.step(was, command(mode=Mode.OFF), 0.0, State.READY, Why.NONE, True, 10.0, CEASED)
     assert (after.voided_seq, after.result, after.why, wish.mode) == (7, Result.ACCEPTED, Why.NONE, Mode.OFF)
 
 
 def test_maintenance_goes_on_without_permission_to_serve() -> None:
     was = KNOWN._replace(mode=Mode.SERVICE)
-    after, wish = wishes.step(was, command(mode=Mode.SERVICE), 0.0, State.ISOLATED, Why.NONE, True, 10.0, True)
+    after, wish = wishes.step(was, command(mode=Mode.SERVICE), 0.0, State.ISOLATED, Why.NONE, True, 10.0, CEASED)
     assert (after.voided_seq, wish.mode) == (3, Mode.SERVICE)
 
 

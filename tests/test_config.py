@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from firmware import config
 from firmware.config import FILES, ConfigError, configuration_markdown, default_text, load, load_cell_profile, prepare
 from firmware.settings_codec import settings_from_json, settings_to_json
 from statemachine.settings import same
@@ -184,3 +186,99 @@ def test_every_name_is_in_the_document() -> None:
     text = configuration_markdown()
     for conf in FILES.values():
         assert all(f"| `{name}` |" in text for name in conf.model_fields)
+
+
+# the schema
+
+
+def _renamed(file: str, values: dict[str, str]) -> dict[str, str]:
+    """What a later version may do: a name of limits.conf is another one there, and in kilovolts."""
+    if "max_rack_kv" in values:
+        values["max_charge_voltage"] = f"{float(values.pop('max_rack_kv')) * 1000:g}"
+    return values
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version after this one."""
+    monkeypatch.setattr(config, "SCHEMA", 2)
+    monkeypatch.setattr(config, "MIGRATIONS", {1: _renamed})
+
+
+def _old(directory: Path) -> bytes:
+    prepare(directory, {})
+    path = directory / "limits.conf"
+    text = path.read_text().replace("max_charge_voltage = 1260", "max_rack_kv = 1.2  # ours")
+    path.write_text(text)
+    return path.read_bytes()
+
+
+def test_every_schema_below_this_versions_has_its_migration() -> None:
+    assert sorted(config.MIGRATIONS) == list(range(1, config.SCHEMA))
+
+
+@pytest.mark.usefixtures("later")
+def test_an_older_file_is_understood_before_anything_is_written(tmp_path: Path) -> None:
+    before = _old(tmp_path)
+    assert load(tmp_path).settings.max_charge_voltage == 1200.0
+    assert (tmp_path / "limits.conf").read_bytes() == before
+
+
+@pytest.mark.usefixtures("later")
+def test_an_older_file_is_made_new_and_kept_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    before = _old(tmp_path)
+    told = config.migrate(tmp_path)
+    assert told[0] == "limits.conf: schema 1 is now 2, the old file is limits.conf.schema1"
+    assert len(told) == 3
+    assert (tmp_path / "limits.conf.schema1").read_bytes() == before
+    assert (tmp_path / "limits.conf").read_text().startswith("schema = 2\n")
+    assert load(tmp_path).settings.max_charge_voltage == 1200.0
+    assert config.migrate(tmp_path) == []
+
+
+def test_a_rollback_finds_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, {"max_charge_voltage": 1200})
+    with monkeypatch.context() as later:
+        later.setattr(config, "SCHEMA", 2)
+        later.setattr(config, "MIGRATIONS", {1: lambda file, values: {"of_a_later_version": "1"}})
+        for name in FILES:
+            config._rewrite(tmp_path / name, 1)
+    assert (tmp_path / "site.conf").read_text() == "schema = 2\nof_a_later_version = 1\n"
+    assert load(tmp_path).settings.max_charge_voltage == 1200.0
+
+
+@pytest.mark.parametrize("schema", ["2", "0", "-1", "x"])
+def test_a_file_of_a_schema_that_is_not_known_is_refused_with_the_next_step(tmp_path: Path, schema: str) -> None:
+    prepare(tmp_path, {})
+    path = tmp_path / "limits.conf"
+    path.write_text(f"# made elsewhere\nschema = {schema}\nof_a_later_version = 1\n")
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path)
+    assert str(refused.value) == (
+        f"{path}:2: schema = {schema}: allowed 1 to 1 in this version; "
+        "install the version that wrote it, or put a file of schema 1 in place"
+    )
+
+
+@pytest.mark.usefixtures("later")
+def test_a_disk_that_cannot_be_written_is_told_and_the_file_is_understood_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _old(tmp_path)
+
+    def read_only(new: Path, to: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", read_only)
+    assert config.migrate(tmp_path)[0] == (
+        "limits.conf: not rewritten, Read-only file system; it is migrated at every start"
+    )
+    assert load(tmp_path).settings.max_charge_voltage == 1200.0
+
+
+@pytest.mark.usefixtures("later")
+def test_a_file_with_an_error_is_not_rewritten(tmp_path: Path) -> None:
+    _old(tmp_path)
+    (tmp_path / "limits.conf").write_text("max_rack_kv = 1.2\nnot a line\n")
+    assert "limits.conf" not in "".join(config.migrate(tmp_path))
+    assert not (tmp_path / "limits.conf.schema1").exists()

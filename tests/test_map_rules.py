@@ -19,10 +19,11 @@ import pytest
 from drivers.modbus.point import UNIMPLEMENTED, Point, to_csv, width
 from firmware import docgen
 from firmware.config import Site
+from firmware.model_json import GROUPS as OWN
 from firmware.model_json import exponent
 from firmware.models import string_units
 from firmware.models.draft import Row
-from firmware.registers import BANK_FIRST, BASE, POINT, ROWS, VENDOR_MODEL, image
+from firmware.registers import BANK_FIRST, BASE, POINT, ROWS, image
 
 SIZES = Site().modules_per_string, Site().cells_per_module
 EXCERPT = string_units.excerpt(*SIZES)
@@ -57,7 +58,7 @@ def models(rows: tuple[Row, ...] = ROWS) -> list[Model]:
 SUNSPEC = [
     m
     for m in (*models(), *models(tuple(EXCERPT))[1:])
-    if m.number != VENDOR_MODEL and not all(row.reserve for row in m.rows[HEAD:])
+    if m.number not in OWN and not all(row.reserve for row in m.rows[HEAD:])
 ]
 WHOLE = [m for m in SUNSPEC if m.number not in (804, 805)]
 """Those whose table has every repetition: of the string units one module and one cell stand for all."""
@@ -237,8 +238,8 @@ def test_the_control_modes_that_are_advertised_are_those_that_are_served() -> No
 
 
 def test_every_model_of_the_chain_is_defined_somewhere() -> None:
-    vendor = json.loads((docgen.ROOT / "docs" / f"model_{VENDOR_MODEL}.json").read_text())
-    assert vendor["id"] == VENDOR_MODEL
+    for number in OWN:
+        assert json.loads((docgen.ROOT / "docs" / f"model_{number}.json").read_text())["id"] == number
     assert all(_json(model.number)["points"] for model in SUNSPEC)
 
 

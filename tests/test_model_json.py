@@ -47,8 +47,10 @@ def definition() -> list[dict[str, Any]]:
     return points
 
 
-def test_the_definition_is_valid_for_sunspecs_own_reader() -> None:
-    assert sunspec2.mdef.validate_model_def(sunspec2.mdef.from_json_file(str(FILE))) == ""
+@pytest.mark.parametrize("number", model_json.GROUPS)
+def test_the_definition_is_valid_for_sunspecs_own_reader(number: int) -> None:
+    path = FILE.with_name(f"model_{number}.json")
+    assert sunspec2.mdef.validate_model_def(sunspec2.mdef.from_json_file(str(path))) == ""
 
 
 def test_it_has_every_register_of_the_model_once() -> None:

@@ -13,9 +13,17 @@ from fake_appliance import FakeAppliance
 from drivers.modbus.point import UNIMPLEMENTED, width
 from firmware import docgen
 from firmware.config import Site
-from firmware.registers import AT, BASE, END, POINT, POINTS, ROWS, get, image, put
+from firmware.registers import AT, BASE, END, POINT, POINTS, ROWS, UPDATE_LENGTH, get, image, put
 
-MODELS = {1: (40002, 66), 704: (40296, 65), 713: (40397, 7), 715: (40451, 7), 802: (40460, 62), 64990: (40524, 122)}
+MODELS = {
+    1: (40002, 66),
+    704: (40296, 65),
+    713: (40397, 7),
+    715: (40451, 7),
+    802: (40460, 62),
+    64990: (40524, 122),
+    64991: (40804, 23),
+}
 FINAL = {
     "SunS": 40000, "Mn": 40004, "SN": 40052, "WSetEna": 40318, "WSetMod": 40319, "WSet": 40320, "WSetRvrt": 40322,
     "WSetPct": 40324, "WSetPctRvrt": 40325, "WSetEnaRvrt": 40326, "WSetRvrtTms": 40327, "WSetRvrtRem": 40329,
@@ -31,7 +39,8 @@ FINAL = {
     "ESHzLo": 40284, "ESDlyTms": 40286, "ESRmpTms": 40290, "ESDlyRemTms": 40292, "WMaxLimPctEna": 40310,
     "WMaxLimPct": 40311, "WMaxLimPctRvrtTms": 40314, "WMaxLimPctRvrtRem": 40316, "711.Ena": 40365, "AdptCtlReq": 40366,
     "AdptCtlRslt": 40367, "711.RvrtTms": 40369, "711.RvrtCtl": 40373, "Ctl1.DbOf": 40377, "Ctl1.ReadOnly": 40386,
-    "Ctl2.DbOf": 40387, "Ctl2.PMin": 40395,
+    "Ctl2.DbOf": 40387, "Ctl2.PMin": 40395, "UpdState": 40580, "UpdProgress": 40806, "UpdResult": 40807,
+    "UpdSlot": 40809, "UpdRunning": 40813, "UpdOffered": 40821,
 }  # fmt: skip
 
 
@@ -40,7 +49,7 @@ def test_every_register_belongs_to_one_point_without_gap() -> None:
     for row in ROWS:
         assert row.point.address == at, row.point.name
         at = row.point.end
-    assert at == END == 40648 + 28 + 32 * Site().strings + 2
+    assert at == END == 40648 + 28 + 32 * Site().strings + (2 + UPDATE_LENGTH) + 2
     assert len(AT) == len(image()) // 2 == END - BASE
 
 
@@ -142,7 +151,7 @@ def test_discharge_is_positive_on_the_wire() -> None:
 def test_reserve_reads_as_pad_and_missing_values_as_not_implemented() -> None:
     registers = image()
     reserved = [row.point for row in ROWS if row.reserve]
-    assert "ReserveFaultBits" in [point.name for point in reserved]
+    assert "Pad2" in [point.name for point in reserved]
     for point in reserved:
         assert registers[2 * (point.address - BASE) : 2 * (point.end - BASE)] == b"\x80\x00" * point.count
     assert POINT["CmfState"].raw(registers[2 * (40545 - BASE) : 2 * (40546 - BASE)]) == UNIMPLEMENTED["enum16"]

@@ -271,3 +271,19 @@ def test_no_descriptor_is_left_behind_by_a_second_writer_or_after_the_end(tmp_pa
     assert _descriptors() == before
     file.close()
     assert _descriptors() == before - 1, "the mapping keeps its own"
+
+
+def test_a_file_that_may_not_be_read_is_as_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def closed(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    SectionFile(tmp_path / "x.img", LAYOUT)["small"].publish(b"now")
+    reader = SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", closed)
+        assert reader.read() is None
+    found = reader.read()
+    assert found is not None
+    assert found.payload == b"now"

@@ -24,7 +24,7 @@ from firmware import config
 from firmware.image import LAYOUT, Status, writer
 from firmware.models import string_units as tables
 from firmware.reduction import StringPoll, string_values, wire_cells
-from firmware.registers import BANK_FIRST, BASE, END, POINT
+from firmware.registers import BANK_FIRST, BASE, END, POINT, UPDATE_LENGTH
 from firmware.string_units import STALE_NS, Sizes, StringUnits
 
 DEFAULT = Sizes.of(config.Site())
@@ -450,7 +450,7 @@ def test_a_change_of_the_contactors_shows_without_a_new_poll(device: Device) -> 
 def test_the_sizes_hold_until_the_next_start(device: Device) -> None:
     device.units.configure(Sizes(2, 20, 15))
     assert [device.units.serves(unit) for unit in (FIRST - 1, FIRST, LAST, LAST + 1)] == [False, True, True, False]
-    assert len(device.units.bank(CLOSED)) == 2 * (END - BANK_FIRST)
+    assert len(device.units.bank(CLOSED)) == 2 * (END - BANK_FIRST - 2 - UPDATE_LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_every_rack_that_can_be_configured_fits_16_bit_addresses() -> None:
     )
     assert (strings, modules >= 40, cells) == (16, True, 32)
     assert tables.module_first(modules, cells, modules) + 2 <= 0x10000
-    assert BANK_FIRST + 28 + 32 * strings + 2 <= 0x10000
+    assert BANK_FIRST + 28 + 32 * strings + (2 + UPDATE_LENGTH) + 2 <= 0x10000
     assert FIRST + strings - 1 <= 247, "the last unit id that Modbus has"
 
 

@@ -6,13 +6,13 @@ import builtins
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from drivers.modbus.point import Kind, Point, width
 from statemachine.settings import Settings
 from statemachine.signals import Bms, Clock, Guard, Pcs
 
-from ..image import Links, Status
+from ..image import Links, Status, Update
 
 UNIT, BASE = 1, 40000
 VENDOR_MODEL = 64990
@@ -42,6 +42,7 @@ class Sources(NamedTuple):
     settings: Settings | None
     clock: Clock | None
     own: Own
+    update: Update | None = None
 
 
 class Row(NamedTuple):
@@ -74,12 +75,13 @@ def of_links(rule: Callable[[Links], float]) -> Callable[[Sources], float]:
     return lambda s: nan if s.links is None else rule(s.links)
 
 
-_SECTIONS: dict[str, type[tuple[float, ...]]] = {
+_SECTIONS: dict[str, type[tuple[Any, ...]]] = {
     "status": Status, "bms": Bms, "pcs": Pcs, "links": Links, "guard": Guard, "clock": Clock, "own": Own,
+    "update": Update,
 }  # fmt: skip
 
 
-def path(source: str) -> Callable[[Sources], float]:
+def path(source: str) -> Callable[[Sources], Any]:
     """The field that `section.field` names. Raises at import when there is none."""
     section, _, field = source.partition(".")
     outer = Sources._fields.index(section)
@@ -104,7 +106,7 @@ class Draft(NamedTuple):
     type: Kind
     doc: str
     source: str = ""
-    of: Callable[[Sources], float] | None = None
+    of: Callable[[Sources], float | str] | None = None
     unit: str = ""
     scale: float = 1.0
     span: tuple[float, float] | None = None  # makes the point writable

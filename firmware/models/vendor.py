@@ -18,9 +18,10 @@ from statemachine.signals import (
 )
 from statemachine.states import State
 
+from ..update_codes import UpdateState
 from .ac import SPAN_W
 from .control import ACK, BEAT16
-from .draft import Draft, Sources, active, of_links, of_settings, of_status, reserve, shown
+from .draft import Draft, Sources, active, of_links, of_settings, of_status, shown
 
 
 def _led(position: int) -> Callable[[Sources], float]:
@@ -88,7 +89,7 @@ VENDOR = [
     Draft("BmsCrcErrors", "uint16", "RTU answers of the BMS with a wrong CRC, up to 65534", "links.bms_crc"),
     Draft("PcsCrcErrors", "uint16", "RTU answers of the PCS with a wrong CRC, up to 65534", "links.pcs_crc"),
     Draft("TlsDays", "int16", "days until the server's certificate ends, - = it has", "own.tls_days"),
-    reserve("ReserveFaultBits", 1),
+    Draft("UpdState", "enum16", "step of an update; the rest is in model 64991", "update.state", values=UpdateState),
     Draft("FaultActive", "bitfield32", "faults 0-30 whose cause is there now" + _BITS, "status",
           of_status(active(0))),
     Draft("FaultActive2", "bitfield32", "faults 32-62 whose cause is there now", "status", of_status(active(32))),

@@ -248,7 +248,7 @@ def _models(wire: Wire) -> object:
         assert isinstance(answer, bytes) and len(answer) == 6, answer
         number, length = struct.unpack(">HH", answer[2:])
         if number == 0xFFFF:
-            return length == 0 and {1, 704, 713, 715, 802, 64990} <= set(found) and at + 2 == END
+            return length == 0 and {1, 704, 713, 715, 802, 64990, 64991} <= set(found) and at + 2 == END
         found.append(number)
         at += 2 + length
 

@@ -19,7 +19,7 @@ from statemachine.core import SERVICE_PRESS_MS, Memory
 from statemachine.delta import Delta
 from statemachine.faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, STOP_MASK, TRIP_MASK
 from statemachine.reversion import Reversion
-from statemachine.signals import Bms, Command, Guard, GuardTrip, Inputs, LimitReason, Lines, Mode, Pcs
+from statemachine.signals import Bms, Command, Guard, GuardTrip, Inputs, LimitReason, Lines, Mode, Pcs, Updater
 from statemachine.states import OPEN, State
 from statemachine.table import TIMEOUTS_S
 
@@ -80,6 +80,7 @@ class World(NamedTuple):
     key: str = "remote"
     settings: str = "same"
     service: str = "permitted"
+    update: str = "none"
     dt_ms: float = SCAN_MS
 
 
@@ -101,6 +102,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "key": ("local",),
     "settings": ("wider",),
     "service": ("not permitted",),
+    "update": ("holds",),
     "dt_ms": (WHILE_MS, AGES_MS),
 }
 PROBES = ("settings",)
@@ -108,7 +110,7 @@ PROBES = ("settings",)
 PAIRED: dict[str, tuple[Any, ...]] = {
     **{
         name: CHANGES[name]
-        for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "key", "service")
+        for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "key", "service", "update")
     },
     "chain": ("kill-switch open",),
     "feedback": CHANGES["feedback"],
@@ -129,6 +131,8 @@ def singles() -> list[World]:
 
 TURNS = (("dt_ms", WHILE_MS), ("command", "CHARGE"), ("ack", True))
 """What a change is paired with in every run; all pairs of PAIRED are tried with --long."""
+ASIDE = ({"feedback", "command"}, {"update", "command"})
+"""Paired with each other in every run: what is commanded is what the one or the other must not follow."""
 
 
 def pairs(every: bool = False) -> list[World]:
@@ -136,7 +140,7 @@ def pairs(every: bool = False) -> list[World]:
     return [
         HEALTHY._replace(**{a: x, b: y})
         for (a, x), (b, y) in combinations(flat, 2)
-        if a != b and (every or (a, x) in TURNS or (b, y) in TURNS or {a, b} == {"feedback", "command"})
+        if a != b and (every or (a, x) in TURNS or (b, y) in TURNS or {a, b} in ASIDE)
     ]
 
 
@@ -244,7 +248,7 @@ def inputs(node: Node, world: World) -> tuple[Inputs, str]:
         _lines(node, world), _bms(node, world), 1e5 if world.bms == "stale" else 5.0,
         _pcs(node, world), 1e5 if world.pcs == "stale" else 5.0, command, 5000.0 if world.server == "silent" else 0.0,
         GUARDS[world.guard], 0.0, STORE, 0.0, CLOCK, 0.0, WIDER if world.settings == "wider" else SETTINGS,
-        3 if world.cause == "trip" else 0, False, GRIDS[world.service],
+        3 if world.cause == "trip" else 0, False, GRIDS[world.service], Updater(world.update == "holds", False),
     ), name  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What must hold after every scan of the core: invariants of the design, of the grid's permission and the key switch.
+"""What must hold after every scan of the core: invariants of the design, of grid, key switch and update agent.
 
 A witness (the last fields of `Node`) remembers by itself what was acknowledged, reset and commanded since the fault;
 it never asks the latch cells or the command side of the core.
@@ -68,7 +68,8 @@ def witness(s: Step, command: str) -> Node:
         void = 2
     mode = s.inputs.command.mode if s.inputs.command is not None else Mode.OFF
     local = s.world.key == "local" and mode not in (Mode.OFF, Mode.SERVICE)
-    if local or (s.world.service != "permitted" and command != "SERVICE"):
+    ceased = s.world.service != "permitted" or s.world.update == "holds"
+    if local or (ceased and command != "SERVICE"):
         void = 2
     return Node(s.after, command, void, owes_ack, owes_reset, locked)
 
@@ -233,7 +234,18 @@ def _key_switch(s: Step) -> str | None:
     return "12: LOCAL, and the rack closes or does not stop" if s.world.key == "local" and running else None
 
 
-PROMISES = (_chain, _after_a_fault, _closing, _opening, _demand, _time, _grid, _service, _configuration, _key_switch)
+def _update(s: Step) -> str | None:
+    if s.world.update != "holds":
+        return None
+    if s.out.state is State.PRECHARGE or s.out.state in CLOSED - {State.STOPPING}:
+        return "13: an update holds the rack, and it closes or does not stop"
+    left = s.was.state is State.SERVICE and s.out.state is State.ISOLATED
+    return "13: SERVICE is left while an update holds the rack" if left else None
+
+
+PROMISES = (
+    _chain, _after_a_fault, _closing, _opening, _demand, _time, _grid, _service, _configuration, _key_switch, _update,
+)  # fmt: skip
 
 
 def broken(s: Step) -> str | None:
