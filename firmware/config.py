@@ -228,8 +228,9 @@ C = TypeVar("C", bound=_Conf)
 class Loaded(NamedTuple):
     """One valid configuration."""
 
-    settings: Settings
+    settings: Settings  # not commissioned: that is the server's word
     site: Site
+    limits: Limits
 
 
 class _Lines(NamedTuple):
@@ -268,7 +269,7 @@ def load(directory: Path, revision: int = 1) -> Loaded:
         errors += _contradictions(limits, site, cell)
     if errors or not (limits and balance and site and cell):
         raise ConfigError("\n".join(errors))
-    return Loaded(_settings(limits.conf, balance.conf, site.conf, cell, revision), site.conf)
+    return Loaded(_settings(limits.conf, balance.conf, site.conf, cell, revision), site.conf, limits.conf)
 
 
 def load_site(directory: Path) -> Site:
@@ -474,5 +475,6 @@ def _settings(limits: Limits, balance: Balance, site: Site, cell: CellProfile, r
         nominal_voltage=site.nominal_voltage,
         enter_service_delay=site.enter_service_delay,
         enter_service_ramp=site.enter_service_ramp,
+        commissioned=False,
         **values,
     )

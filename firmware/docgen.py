@@ -95,6 +95,9 @@ def modbus_map_markdown() -> str:
     for first, end in zip(firsts, [*firsts[1:], registers.END], strict=True):
         text += f"\n## {_MODELS[first]}, {first}\n\n"
         text += table(p for p in registers.POINTS if first <= p.address < end)
+    at = registers.BESIDE[0].address
+    text += f"\n## Commissioning, {at}\n\nBeside the SunSpec chain; see [commissioning.md](commissioning.md).\n\n"
+    text += table(registers.BESIDE)
     return text + _string_units_markdown() + "\nThe bits of `FaultBits` are in [faults.md](faults.md).\n"
 
 
@@ -351,7 +354,7 @@ def freeze_frame_markdown() -> str:
 
 
 DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
-    ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *string_points()))),
+    ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *registers.BESIDE, *string_points()))),
     ("docs/modbus-map.md", modbus_map_markdown),
     (f"docs/model_{registers.VENDOR_MODEL}.json", model_json.vendor_model),
     ("docs/bench-map.csv", partial(to_csv, BENCH_POINTS)),

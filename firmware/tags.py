@@ -25,7 +25,7 @@ from .models.string_units import (
     module_length,
     string_length,
 )
-from .registers import ROWS
+from .registers import BESIDE, ROWS
 
 
 def tags(strings: int, modules: int, cells: int) -> Iterator[Point]:
@@ -33,6 +33,7 @@ def tags(strings: int, modules: int, cells: int) -> Iterator[Point]:
     yield from _shown(row for row in ROWS if row.point.address < BANK_FIRST)
     last = bank(strings)
     yield from _shown([*last, *end(last[-1].point.end)])
+    yield from BESIDE
     for string in range(1, strings + 1):
         for point in _string(FIRST_UNIT - 1 + string, modules, cells):
             yield replace(point, name=f"string{string}.{point.name}")

@@ -301,6 +301,10 @@ class Why(IntEnum):
     VALIDITY_OVER = 28  # no frame came for ValidMs and the hold time
     EPOCH_NOT_SAVED = 29  # the disk does not take the new Epoch
     INCOMPLETE_FRAME = 30  # Epoch, CmdSeq and ValidMs are not in the same write
+    NOT_COMMISSIONED = 32  # no valid record of the interlock checks, or the configuration has changed since
+    NOT_IN_SERVICE = 33  # CmdComm is taken in SERVICE only
+    CHECKS_MISSING = 34  # CmdComm: CommMissing is not 0
+    RECORD_NOT_SAVED = 35  # the disk does not take the commissioning record
 
 
 class Outputs(NamedTuple):

@@ -40,7 +40,7 @@ def _change(path: Path, name: str, value: str) -> int:
 
 
 def test_the_default_files_describe_the_default_rack(etc: Path) -> None:
-    settings, site = load(etc, revision=7)
+    settings, site, _ = load(etc, revision=7)
     assert (settings.revision, settings.strings, settings.cells_in_series, settings.rated_ah) == (7, 4, 300, 1120.0)
     assert (settings.max_charge_voltage, settings.min_discharge_voltage) == (1260.0, 900.0)
     assert settings.cell_balancing_threshold == 0.010
@@ -172,7 +172,7 @@ def test_both_chemistries_load_with_rising_tables() -> None:
 
 def test_a_bench_configuration_is_the_default_with_some_values_replaced(tmp_path: Path) -> None:
     prepare(tmp_path / "etc", {"bms_host": "127.0.0.1", "bms_port": 5502, "require_heartbeat": True})
-    settings, site = load(tmp_path / "etc")
+    settings, site, _ = load(tmp_path / "etc")
     assert (site.bms_host, site.bms_port, site.require_heartbeat) == ("127.0.0.1", 5502, True)
     prepare(tmp_path / "default", {})
     assert same(settings, load(tmp_path / "default").settings)
