@@ -45,19 +45,19 @@ def _say(site: Site, path: Path) -> None:
     ports = [f"{site.modbus_port} (plain)"] if site.modbus_plain else []
     print(f"in force: TCP {', '.join([*ports, f'{site.tls_port} (TLS)'])} from", *map(str, site.allowed_clients))
     print("everything else that comes in is dropped and counted. The kernel has:")
-    print(_nft("list", "table", *firewall.TABLE.split()), end="")
+    print(_nft("list", "table", *firewall.TABLE.split(), so_far="in force, but not shown"), end="")
     print(f"The server itself goes by {path} from its next SIGHUP or start on.")
 
 
-def _nft(*arguments: str, text: str = "") -> str:
-    """Raises Failed."""
+def _nft(*arguments: str, text: str = "", so_far: str = "nothing was changed") -> str:
+    """What it printed. Raises Failed."""
     program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
-        raise Failed("nothing was changed: there is no nft here; lock on the appliance itself (Debian: nftables)")
+        raise Failed(f"{so_far}: there is no nft here; lock on the appliance itself (Debian: nftables)")
     done = subprocess.run([program, *arguments], input=text, capture_output=True, text=True, check=False)
     if not done.returncode:
         return done.stdout
     said = (done.stderr.strip().splitlines() or ["no reason given"])[0]
     if "Operation not permitted" in done.stderr:
-        raise Failed("nothing was changed: nft needs the right CAP_NET_ADMIN; run it as root on the appliance")
-    raise Failed(f"nothing was changed: nft {arguments[0]} refuses the rules: {said}")
+        raise Failed(f"{so_far}: nft needs the right CAP_NET_ADMIN; run it as root on the appliance")
+    raise Failed(f"{so_far}: nft refuses the rules: {said}")
