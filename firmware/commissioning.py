@@ -149,7 +149,7 @@ def summary(record: Mapping[str, Any]) -> Iterator[str]:
     for check in record["checks"]:
         yield f"check     {check['input']:22} " + ", ".join(f"{at} {check[at]}" for at in check if at != "input")
     for section, values in record["configuration"].items():
-        yield f"values    {section}: {len(values)}"
+        yield from (f"value     {section} {name} = {_said(value)}" for name, value in values.items())
     yield f"sha256    {record['sha256']}"
     yield f"key       {record['public_key']}"
 

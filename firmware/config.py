@@ -302,6 +302,18 @@ def prepare(directory: Path, overrides: Mapping[str, object]) -> None:
         (directory / name).write_text(default_text(name, overrides), "utf-8")
 
 
+FACTORY: dict[str, object] = {
+    "max_charge_current": 100.0, "max_discharge_current": 100.0, "max_charge_rate": 0.1, "max_discharge_rate": 0.1,
+    "max_soc": 80.0, "min_soc": 20.0,
+}  # fmt: skip
+"""What a unit is delivered with: narrower than the defaults, which are those of the simulated rack."""
+
+
+def factory_text(file: str) -> str:
+    """The content of one of `FILES` as delivered, firmware/defaults."""
+    return default_text(file, FACTORY)
+
+
 def default_text(file: str, overrides: Mapping[str, object] | None = None) -> str:
     """The default content of one of `FILES`, explained, with `overrides` in place of the defaults they name."""
     conf = FILES[file]

@@ -16,7 +16,7 @@ from statemachine.states import State
 from statemachine.table import TABLE, TIMEOUTS_S
 
 from . import freeze_files, freeze_frame, label_sheet, model_json, registers, words
-from .config import FILES, Site, configuration_markdown, default_text
+from .config import FILES, Site, configuration_markdown, factory_text
 from .models import string_units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -366,7 +366,7 @@ DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
     *((path, partial(label_sheet.svg_sheet, n)) for n, path in enumerate(label_sheet.SVG_PATHS)),
     ("docs/state-machine.md", state_machine_markdown),
     ("docs/freeze-frame.md", freeze_frame_markdown),
-    *((f"firmware/defaults/{name}", partial(default_text, name)) for name in FILES),
+    *((f"firmware/defaults/{name}", partial(factory_text, name)) for name in FILES),
 )
 """Path in the repository -> what makes its content."""
 

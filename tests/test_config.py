@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from firmware.config import FILES, ConfigError, configuration_markdown, default_text, load, load_cell_profile, prepare
+from firmware.config import FILES, ConfigError, configuration_markdown, factory_text, load, load_cell_profile, prepare
 from firmware.settings_codec import settings_from_json, settings_to_json
-from statemachine.settings import same
+from statemachine.settings import narrowed, same
 from statemachine.signals import LossPolicy
 
 _AGAIN = "correct the line and send SIGHUP again"
@@ -51,7 +51,17 @@ def test_the_default_files_describe_the_default_rack(etc: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_committed_default_files_are_those_of_the_models(file: str) -> None:
-    assert (files("firmware") / "defaults" / file).read_text("utf-8") == default_text(file)
+    assert (files("firmware") / "defaults" / file).read_text("utf-8") == factory_text(file)
+
+
+def test_what_is_delivered_is_narrower_than_the_defaults_and_not_commissioned(etc: Path) -> None:
+    default = load(etc).settings
+    for file in FILES:
+        (etc / file).write_text(factory_text(file))
+    delivered = load(etc).settings
+    assert same(narrowed(default, delivered), delivered)
+    assert not delivered.commissioned
+    assert (delivered.max_charge_rate, delivered.max_soc, delivered.min_soc) == (0.1, 80.0, 20.0)
 
 
 def test_a_name_left_out_has_its_default(etc: Path) -> None:
