@@ -29,6 +29,7 @@ from statemachine.wishes import VOIDING
 
 from . import grid_functions, registers
 from .authority import Authority, Network, WriteRate, admitted
+from .commissioning import RECORD_FILE, Commissioning
 from .config import Site
 from .fence import FENCE, Fence, FenceStore, left_over
 from .freeze_files import FreezeFiles
@@ -47,6 +48,7 @@ from .image import (
     run_directory,
     state_directory,
 )
+from .models.commissioning import COMMISSIONING, COMMISSIONING_END, COMMISSIONING_FIRST, CommCommand
 from .models.update import update_model
 from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
 from .string_units import Sizes, StringUnits
@@ -230,6 +232,8 @@ class Appliance:
         self._beat_ns, self._look_ns, self._version = monotonic_ns(), 0, 0
         self._watched, self._scans, self._polls = (self._status.counter, self._strings.counter), 0, 0
         self.tls_days: Callable[[], float] = lambda: nan
+        self.commissioning = Commissioning(state, lambda text: self.events.add(0, text=text))
+        self.commissioned: Callable[[], None] = lambda: None  # called when a commissioning was recorded
         self._resumed = False
         self._counters = self._resume()
         self._fence_store, self._unsaved, self._master = FenceStore(state), False, ""
@@ -309,6 +313,8 @@ class Appliance:
         self.version()
         if unit != UNIT:
             return self._strings.read(unit, address, count, self._sources.status)
+        if address >= COMMISSIONING_FIRST:
+            return self._read_commissioning(address, count)
         first, end = 2 * (address - BASE), 2 * (address - BASE + count)
         if first < 0 or end > len(self._image):
             raise ModbusError(2)
@@ -323,11 +329,29 @@ class Appliance:
         self._image[_BANK_AT:] = b"".join((bank[:-_END_BYTES], *update, bank[-_END_BYTES:]))
         self._bank_renewed = True
 
+    def _read_commissioning(self, address: int, count: int) -> bytes:
+        if address + count > COMMISSIONING_END:
+            raise ModbusError(2)
+        status, own = self._sources.status, self._sources.own._replace(comm_state=self.commissioning.state)
+        if status is not None:
+            missing = self.commissioning.missing(status, self._interlocks_required())
+            own = own._replace(comm_seen=self.commissioning.both(), comm_missing=missing)
+        sources = self._sources._replace(own=own)
+        block = b"".join(row.point.encode(row.value(sources) if row.value else row.fixed) for row in COMMISSIONING)
+        first = 2 * (address - COMMISSIONING_FIRST)
+        return block[first : first + 2 * count]
+
+    def _interlocks_required(self) -> int:
+        """All of them while no configuration is there."""
+        return self._sources.settings.interlocks_required if self._sources.settings else 0xFF
+
     def read_file(self, unit: int, file: int, record: int, count: int) -> bytes:
-        """Freeze-frames; see freeze_files."""
+        """Freeze-frames, see freeze_files, and the commissioning record."""
         if unit != UNIT:
             raise ModbusError(2)
         try:
+            if file == RECORD_FILE:
+                return self.commissioning.read(record, count)
             return self._files.read(file, record, count)
         except LookupError as error:
             raise ModbusError(2) from error
@@ -431,6 +455,7 @@ class Appliance:
                 value = None
             if value is not getattr(self._sources, name):
                 self._update(**{name: value})
+        self.commissioning.look(self._sources.status, now_ns)
         self._follow_reversion()
         if self._grid.follow(self._sources.status):
             self.publish()
@@ -465,6 +490,9 @@ class Appliance:
         for row in rows:
             at = 2 * (row.point.address - address)
             check_value(row, data[at : at + 2 * row.point.count])
+        if address >= COMMISSIONING_FIRST:
+            self._commission(int.from_bytes(data, "big"), address, host)
+            return
         image = bytearray(self._image)
         start = 2 * (address - BASE)
         image[start : start + len(data)] = data
@@ -481,11 +509,28 @@ class Appliance:
         self._image[:] = image
         self._counters = counters
         self._grid.took(touched)
-        if authorised and self._authority.took(host, monotonic_ns(), registers.get(image, "HbTmo")):
-            self.events.add(0, text=f"AUTHORITY {host} commands")
+        if authorised:
+            self._lease(host)
         if self._sources.own.why and touched - set(_HEARTBEATS):
             self._update(own=self._sources.own._replace(why=0, address=0))
         self.publish()
+
+    def _commission(self, command: int, address: int, host: str) -> None:
+        """CmdComm, the only point of its block that can be written. Raises Refused (04)."""
+        if not self._authority.allows(host, monotonic_ns()):
+            raise Refused(4, Why.NOT_IN_AUTHORITY, address)
+        if command == CommCommand.RECORD:
+            settings = None if self._config_error else self._sources.settings
+            required = settings.interlocks_required if settings else None
+            if why := self.commissioning.take(self._sources.status, required):
+                raise Refused(4, why, address)
+            self.commissioned()
+        self._lease(host)
+
+    def _lease(self, host: str) -> None:
+        """A write was taken."""
+        if self._authority.took(host, monotonic_ns(), registers.get(self._image, "HbTmo")):
+            self.events.add(0, text=f"AUTHORITY {host} commands")
 
     def _fence_after(self, image: bytearray, touched: set[str], address: int) -> Fence:
         """The fence as the write leaves it. Raises Refused (03 or 04)."""

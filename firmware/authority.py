@@ -19,7 +19,7 @@ _FORGOTTEN_NS = 60_000_000_000
 Network = IPv4Network | IPv6Network
 
 
-_EVERY = frozenset({1, 702, 703, 704, 711, 713, 714, 715, 802, 803, 804, 64990})
+_EVERY = frozenset({1, 702, 703, 704, 711, 713, 714, 715, 802, 803, 804, 64990, 64992})
 ROLES: dict[str, frozenset[int]] = {
     "ReadOnlySunSpec": frozenset(),
     "GridServiceSunSpec": frozenset({702, 703, 704, 711, 715, 802, 803, 804, 64990}),

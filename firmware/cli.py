@@ -77,9 +77,18 @@ def run(
     points: Mapping[str, Point] = POINT,
 ) -> int:
     """Runs `action` on a connection that knows `points`; 1 and one line on stderr when it fails."""
-    try:
+
+    def connected() -> int:
         with PointClient(args.host, args.port, points) as client:
             return action(client)
+
+    return told(prog, connected)
+
+
+def told(prog: str, action: Callable[[], int]) -> int:
+    """Runs `action`; 1 and one line on stderr when it fails."""
+    try:
+        return action()
     except (PointError, Failed) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1

@@ -243,8 +243,9 @@ C = TypeVar("C", bound=_Conf)
 class Loaded(NamedTuple):
     """One valid configuration."""
 
-    settings: Settings
+    settings: Settings  # not commissioned: that is the server's word
     site: Site
+    limits: Limits
 
 
 class _Lines(NamedTuple):
@@ -283,7 +284,7 @@ def load(directory: Path, revision: int = 1) -> Loaded:
         errors += _contradictions(limits, site, cell)
     if errors or not (limits and balance and site and cell):
         raise ConfigError("\n".join(errors))
-    return Loaded(_settings(limits.conf, balance.conf, site.conf, cell, revision), site.conf)
+    return Loaded(_settings(limits.conf, balance.conf, site.conf, cell, revision), site.conf, limits.conf)
 
 
 def load_site(directory: Path) -> Site:
@@ -314,6 +315,18 @@ def prepare(directory: Path, overrides: Mapping[str, object]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (directory / name).write_text(default_text(name, overrides), "utf-8")
+
+
+FACTORY: dict[str, object] = {
+    "max_charge_current": 100.0, "max_discharge_current": 100.0, "max_charge_rate": 0.1, "max_discharge_rate": 0.1,
+    "max_soc": 80.0, "min_soc": 20.0,
+}  # fmt: skip
+"""What a unit is delivered with: narrower than the defaults, which are those of the simulated rack."""
+
+
+def factory_text(file: str) -> str:
+    """The content of one of `FILES` as delivered, firmware/defaults."""
+    return default_text(file, FACTORY)
 
 
 def default_text(file: str, overrides: Mapping[str, object] | None = None) -> str:
@@ -552,5 +565,6 @@ def _settings(limits: Limits, balance: Balance, site: Site, cell: CellProfile, r
         nominal_voltage=site.nominal_voltage,
         enter_service_delay=site.enter_service_delay,
         enter_service_ramp=site.enter_service_ramp,
+        commissioned=False,
         **values,
     )

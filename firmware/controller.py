@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import replace
 from time import monotonic_ns, time_ns
 
 from drivers.board import Board, open_board
@@ -37,12 +38,18 @@ _COILS = ("coil_neg", "coil_pos", "coil_pre")
 _LEDS = ("led_run", "led_charge", "led_comm", "led_fault", "led_kill")
 
 
-def _configuration(section: SectionReader) -> Settings | None:
+def _settings(payload: bytes, exempt: bool) -> Settings:
+    """As the server hands them over; `exempt`: the board needs no commissioning."""
+    settings = settings_from_json(payload)
+    return replace(settings, commissioned=True) if exempt else settings
+
+
+def _configuration(section: SectionReader, exempt: bool) -> Settings | None:
     """The configuration, for which a start waits a moment; None when there is none, then every limit is 0."""
     give_up = monotonic_ns() + CONFIGURATION_WAIT_NS
     while (found := section.read()) is None and monotonic_ns() < give_up:
         sleep_until(monotonic_ns() + 20_000_000)
-    return None if found is None else settings_from_json(found.payload)
+    return None if found is None else _settings(found.payload, exempt)
 
 
 def _survived(before: Status | None, saved: store.Saved | None) -> tuple[int, Wear]:
@@ -51,6 +58,11 @@ def _survived(before: Status | None, saved: store.Saved | None) -> tuple[int, We
     if known is None:
         return 0, Wear()
     return known.faults_latched, Wear(*(getattr(known, name) for name in Wear._fields))
+
+
+def needs_no_commissioning(board: Board) -> bool:
+    """The bench has nothing that can be wired wrong, unless EMS_BENCH_COMMISSIONING=1 asks for the real way."""
+    return board.is_bench and os.environ.get("EMS_BENCH_COMMISSIONING") != "1"
 
 
 class Controller:
@@ -76,7 +88,8 @@ class Controller:
         self._frames = ring_writer(image.run_directory())
         self._config = image.reader("server", "config")
         self._config_sequence = 0
-        self._settings = _configuration(self._config)
+        self._exempt = needs_no_commissioning(board)
+        self._settings = _configuration(self._config, self._exempt)
         self._in = [board.inputs[n] for n in ("kill_switch", "tamper", "reset_button", "insulation", "local_remote")]
         self._interlocks = [board.inputs[f"interlock_{n}"] for n in range(1, 9)]
         self._feedback = [board.inputs[n] for n in ("fb_neg", "fb_pos", "fb_pre")]
@@ -107,7 +120,7 @@ class Controller:
         """The command is read last: what was written during the scan's other inputs is still in time."""
         found = self._config.read()
         if found is not None and found.sequence != self._config_sequence:
-            self._config_sequence, self._settings = found.sequence, settings_from_json(found.payload)
+            self._config_sequence, self._settings = found.sequence, _settings(found.payload, self._exempt)
         lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
         grid, updater, command = self._grid.refresh(), self._update_agent(), self._command.refresh()

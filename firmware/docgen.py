@@ -16,7 +16,7 @@ from statemachine.states import State
 from statemachine.table import TABLE, TIMEOUTS_S
 
 from . import freeze_files, freeze_frame, label_sheet, model_json, registers, words
-from .config import FILES, Site, configuration_markdown, default_text
+from .config import FILES, Site, configuration_markdown, factory_text
 from .models import string_units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +96,9 @@ def modbus_map_markdown() -> str:
     for first, end in zip(firsts, [*firsts[1:], registers.END], strict=True):
         text += f"\n## {_MODELS[first]}, {first}\n\n"
         text += table(p for p in registers.POINTS if first <= p.address < end)
+    at = registers.BESIDE[0].address
+    text += f"\n## Commissioning, {at}\n\nBeside the SunSpec chain; see [commissioning.md](commissioning.md).\n\n"
+    text += table(registers.BESIDE)
     return text + _string_units_markdown() + "\nThe bits of `FaultBits` are in [faults.md](faults.md).\n"
 
 
@@ -352,7 +355,7 @@ def freeze_frame_markdown() -> str:
 
 
 DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
-    ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *string_points()))),
+    ("docs/modbus-map.csv", lambda: to_csv((*registers.POINTS, *registers.BESIDE, *string_points()))),
     ("docs/modbus-map.md", modbus_map_markdown),
     *((f"docs/model_{number}.json", partial(model_json.vendor_model, number)) for number in model_json.GROUPS),
     ("docs/bench-map.csv", partial(to_csv, BENCH_POINTS)),
@@ -364,7 +367,7 @@ DOCUMENTS: tuple[tuple[str, Callable[[], str | bytes]], ...] = (
     *((path, partial(label_sheet.svg_sheet, n)) for n, path in enumerate(label_sheet.SVG_PATHS)),
     ("docs/state-machine.md", state_machine_markdown),
     ("docs/freeze-frame.md", freeze_frame_markdown),
-    *((f"firmware/defaults/{name}", partial(default_text, name)) for name in FILES),
+    *((f"firmware/defaults/{name}", partial(factory_text, name)) for name in FILES),
 )
 """Path in the repository -> what makes its content."""
 

@@ -1,4 +1,4 @@
-"""`ems-tool --status | --verify-interlocks | --ack-faults | --tags | --board-check`: for a person at the rack."""
+"""`ems-tool --status | --verify-interlocks | --commission | --lock-telemetry | ...`: for a person at the rack."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from drivers.modbus.point import to_csv
 from statemachine.signals import GuardTrip, InterlockBit, Mode, StatusBit
 
-from . import board_check, cli, words
+from . import board_check, cli, commission_guide, lock_telemetry, words
 from .models.string_units import excerpt
 from .points import PointClient
 from .registers import POINT
@@ -37,24 +38,16 @@ class Check(NamedTuple):
         return self.expected is not None and self.seen != self.expected
 
 
-def _contact(closed: int) -> str:
-    return "closed" if closed else "open"
-
-
 def checks(bits: int, coils: int, required: int) -> Iterator[Check]:
     """Every input against what it must be, every contactor feedback against its coil."""
-    for number in range(1, 9):
-        name = f"interlock {number}" + (" (24 V)" if number == 4 else "")
-        expected = "closed" if required >> number - 1 & 1 else None
-        yield Check(name, expected, _contact(bits >> number - 1 & 1))
-    for name, bit in (("kill-switch", InterlockBit.KILL_OK), ("tamper", InterlockBit.TAMPER_OK)):
-        yield Check(name, "closed", _contact(bits >> bit & 1))
-    yield Check("insulation", "good", "good" if bits >> InterlockBit.INSULATION_OK & 1 else "fault")
-    yield Check("reset", "released", "pressed" if bits >> InterlockBit.RESET_PRESSED & 1 else "released")
-    yield Check("key switch", None, "local" if bits >> InterlockBit.KEY_LOCAL & 1 else "remote")
-    for position, name in enumerate(("negative", "positive", "precharge")):
-        seen = bits >> InterlockBit.FEEDBACK_NEG + position & 1
-        yield Check(f"contactor {name}", _contact(coils >> position & 1), _contact(seen))
+    must = required | 1 << InterlockBit.KILL_OK | 1 << InterlockBit.TAMPER_OK | 1 << InterlockBit.INSULATION_OK
+    for bit, (name, low, high) in words.INPUT.items():
+        if bit is InterlockBit.GUARD_ARMED:
+            continue
+        expected = high if must >> bit & 1 else low if bit is InterlockBit.RESET_PRESSED else None
+        if name.startswith("contactor"):
+            expected = high if coils >> bit - InterlockBit.FEEDBACK_NEG & 1 else low
+        yield Check(name, expected, high if bits >> bit & 1 else low)
 
 
 def _read(client: PointClient, *names: str) -> dict[str, float]:
@@ -174,11 +167,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--tags", print_tags, "the register map as CSV with every string, module and cell of this appliance"),
     ):
         task.add_argument(option, dest="action", action="store_const", const=action, help=help_text)
+    for option, recorder, help_text in (
+        ("--commission", commission_guide.commission, "lead through the interlock checks and record them, signed"),
+        ("--commission-record", commission_guide.fetch_record, "fetch the signed record once more"),
+    ):
+        task.add_argument(option, dest="recorder", action="store_const", const=recorder, help=help_text)
+    task.add_argument("--verify-record", type=Path, metavar="FILE", help="verify a commissioning record, offline")
+    task.add_argument("--lock-telemetry", action="store_true", help="on the appliance: firewall for allowed_clients")
     task.add_argument("--board-check", action="store_true", help="verify a board file against this machine")
     parser.add_argument("--board", help="name or .toml path for --board-check (default $EMS_BOARD, else bench)")
+    parser.add_argument("--record", type=Path, default=Path("commissioned.json"), metavar="FILE",
+                        help="where the record is saved (default %(default)s)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="with --lock-telemetry: print the rules, load nothing")
     args = parser.parse_args(cli.arguments(argv))
     if args.board_check:
         return board_check.run(PROG, args.board)
+    if args.verify_record:
+        return cli.told(PROG, lambda: commission_guide.verify_record(args.verify_record))
+    if args.lock_telemetry:
+        return cli.told(PROG, lambda: lock_telemetry.lock(args.dry_run))
+    if args.recorder:
+        return cli.run(PROG, args, lambda client: args.recorder(client, args.record))
     return cli.run(PROG, args, args.action, {**POINT, _CELLS.name: _CELLS})
 
 

@@ -6,6 +6,8 @@ implemented" value, never an old number. The settings of model 702 are read-only
 803 has a length that follows the number of strings: string n begins at 40676 + 32 (n - 1). Behind it is vendor model
 64991, updates, at 40676 + 32 NStr. Every string, module and cell is in models 804 and 805 of the string units.
 
+Beside the SunSpec chain, at 42000 whatever the number of strings, is the commissioning block.
+
 A name that more than one SunSpec model uses carries its model as in `802.SoC`; vendor points never do.
 """
 
@@ -18,6 +20,7 @@ from statemachine.ratings import nominal_v, rated_charge_w, rated_discharge_w
 
 from .models.ac import CAPACITY, CONTROLS, LIMIT_GROUP, MAX_W, MEASUREMENT, WSET_GROUP
 from .models.battery import BANK_FIRST, BATTERY, DC, STORAGE, STRINGS, bank
+from .models.commissioning import COMMISSIONING, COMMISSIONING_END, COMMISSIONING_FIRST
 from .models.common import COMMON
 from .models.control import DER_CONTROL
 from .models.draft import (
@@ -37,9 +40,9 @@ from .models.update import UPDATE_LENGTH, UPDATE_MODEL, update_model
 from .models.vendor import VENDOR, VENDOR_FIRST, VENDOR_LENGTH
 
 __all__ = [
-    "AT", "BANK_FIRST", "BASE", "END", "LIMIT_GROUP", "MAX_W", "POINT", "POINTS", "ROWS", "UNIT", "UPDATE_LENGTH",
-    "UPDATE_MODEL", "VENDOR_FIRST", "VENDOR_LENGTH", "VENDOR_MODEL", "WSET_GROUP", "Own", "Row", "Sources", "covering",
-    "get", "image", "nominal_v", "put", "rated_charge_w", "rated_discharge_w",
+    "AT", "BANK_FIRST", "BASE", "BESIDE", "END", "LIMIT_GROUP", "MAX_W", "POINT", "POINTS", "ROWS", "UNIT",
+    "UPDATE_LENGTH", "UPDATE_MODEL", "VENDOR_FIRST", "VENDOR_LENGTH", "VENDOR_MODEL", "WSET_GROUP", "Own", "Row",
+    "Sources", "covering", "get", "image", "nominal_v", "put", "rated_charge_w", "rated_discharge_w",
 ]  # fmt: skip
 
 _BANK = bank(STRINGS)
@@ -64,14 +67,18 @@ ROWS: tuple[Row, ...] = (
 """As it is with the default number of strings: with another one 803 and what is behind it differ."""
 END = ROWS[-1].point.end
 POINTS: tuple[Point, ...] = tuple(row.point for row in ROWS if not row.reserve)
-POINT: dict[str, Point] = {point.name: point for point in POINTS}
+BESIDE: tuple[Point, ...] = tuple(row.point for row in COMMISSIONING)
+"""Served beside the SunSpec map."""
+POINT: dict[str, Point] = {point.name: point for point in (*POINTS, *BESIDE)}
 AT: tuple[Row, ...] = tuple(row for row in ROWS for _ in range(row.point.count))
 """The row that covers register BASE + index."""
 assert all(row.point.end == after.point.address for row, after in pairwise(ROWS)), "overlap or gap"
 
 
 def covering(address: int) -> Row | None:
-    """The row that `address` belongs to; None outside the map."""
+    """The row that `address` belongs to; None outside the map and the block beside it."""
+    if COMMISSIONING_FIRST <= address < COMMISSIONING_END:
+        return next(row for row in COMMISSIONING if address < row.point.end)
     return AT[address - BASE] if BASE <= address < END else None
 
 

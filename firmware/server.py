@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -20,8 +21,10 @@ from statemachine.settings import Settings, same
 from . import registers
 from .appliance import UNIT, Appliance
 from .authority import RoleRights
+from .commissioning import configuration
 from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
 from .image import run_directory, writer
+from .models.commissioning import COMMISSIONING_FIRST, COMMISSIONING_MODEL
 from .settings_codec import settings_from_json, settings_to_json
 from .tls import Certificates
 
@@ -35,6 +38,7 @@ class Configuration:
     def __init__(self, directory: Path, file: SectionFile, appliance: Appliance) -> None:
         self._directory, self._section, self._appliance = directory, file["config"], appliance
         self._settings = self._left_over()
+        appliance.commissioned = self._commissioned
 
     def _left_over(self) -> Settings | None:
         last = self._section.last()
@@ -58,11 +62,21 @@ class Configuration:
         return self._accept(loaded)
 
     def _accept(self, loaded: Loaded) -> Site:
-        if self._settings is None or not same(self._settings, loaded.settings):
-            self._settings = loaded.settings
+        commissioned = self._appliance.commissioning.judge(configuration(loaded))
+        settings = replace(loaded.settings, commissioned=commissioned)
+        if self._settings is None or not same(self._settings, settings):
+            self._settings = settings
         self._section.publish(settings_to_json(self._settings))
         self._appliance.configure(self._settings, loaded.site, error=False)
         return loaded.site
+
+    def _commissioned(self) -> None:
+        """The record of this configuration is on the disk."""
+        if self._settings is None:
+            return
+        self._settings = replace(self._settings, revision=self._settings.revision + 1, commissioned=True)
+        self._section.publish(settings_to_json(self._settings))
+        self._appliance.configure(self._settings, None, error=False)
 
 
 def _site(directory: Path) -> Site:
@@ -81,6 +95,7 @@ def _endpoint(variable: str, default: int, site: Site) -> tuple[str, int]:
 
 
 MODEL_AT = [(row.point.address, int(row.fixed)) for row in registers.ROWS if row.point.name.endswith(".ID")]
+MODEL_AT.append((COMMISSIONING_FIRST, COMMISSIONING_MODEL))
 
 
 def listen(appliance: Appliance, host: str, port: int) -> StrictServer:

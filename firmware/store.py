@@ -120,6 +120,19 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
 
 
+def write_whole(path: Path, data: bytes, mode: int = 0o640) -> None:
+    """A whole file: old or new after a power cut, never a part. Raises OSError."""
+    made_directory(path.parent)
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode) as fd:
+        if os.pwrite(fd, data, 0) < len(data):
+            raise OSError(0, "disk full, only a part was written", str(new))
+        os.fsync(fd)
+    os.replace(new, path)
+    sync_directory(path.parent)
+
+
 def _slot(path: Path, kind: type[Any]) -> _Slot:
     try:
         raw = path.read_bytes()
@@ -173,8 +186,8 @@ def _write(slot: _Slot, raw: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o640)
+def _opened(path: Path, flags: int, mode: int = 0o640) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
         yield fd
     finally:

@@ -26,7 +26,7 @@ from .models.string_units import (
     string_length,
 )
 from .models.update import update_model
-from .registers import ROWS
+from .registers import BESIDE, ROWS
 
 
 def tags(strings: int, modules: int, cells: int) -> Iterator[Point]:
@@ -35,6 +35,7 @@ def tags(strings: int, modules: int, cells: int) -> Iterator[Point]:
     last = bank(strings)
     after = update_model(last[-1].point.end)
     yield from _shown([*last, *after, *end(after[-1].point.end)])
+    yield from BESIDE
     for string in range(1, strings + 1):
         for point in _string(FIRST_UNIT - 1 + string, modules, cells):
             yield replace(point, name=f"string{string}.{point.name}")

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from drivers.modbus.point import UNIMPLEMENTED
 from statemachine.faults import FAULTS
-from statemachine.signals import LimitReason, Why
+from statemachine.signals import InterlockBit, LimitReason, Why
 from statemachine.states import State
 
 from .update_codes import TEXT, UpdateResult
@@ -45,6 +45,10 @@ WHY: dict[Why, str] = {
     Why.EPOCH_NOT_SAVED: "the disk does not take the new Epoch; look after the state directory",
     Why.INCOMPLETE_FRAME: "Epoch, CmdSeq and ValidMs belong into the same write",
     Why.UPDATING: "an update is being installed or checked; wait until UpdState is IDLE, then write a new CmdSeq",
+    Why.NOT_COMMISSIONED: "not commissioned, or the configuration has changed since; run ems-tool --commission",
+    Why.NOT_IN_SERVICE: "commissioning is recorded in SERVICE only; command mode service first",
+    Why.CHECKS_MISSING: "checks are missing (CommMissing); move those inputs to and fro, leave them as in operation",
+    Why.RECORD_NOT_SAVED: "the disk does not take the commissioning record; look after the state directory",
 }
 assert set(WHY) == set(Why)
 
@@ -92,6 +96,25 @@ LIMIT: dict[LimitReason, str] = {
     LimitReason.DROOP: "the frequency droop",
 }
 assert set(LIMIT) == set(LimitReason)
+
+
+INPUT: dict[InterlockBit, tuple[str, str, str]] = {
+    **{
+        InterlockBit(number - 1): (f"interlock {number}" + (" (24 V)" if number == 4 else ""), "open", "closed")
+        for number in range(1, 9)
+    },
+    InterlockBit.KILL_OK: ("kill-switch", "open", "closed"),
+    InterlockBit.TAMPER_OK: ("tamper", "open", "closed"),
+    InterlockBit.INSULATION_OK: ("insulation", "fault", "good"),
+    InterlockBit.RESET_PRESSED: ("reset", "released", "pressed"),
+    InterlockBit.KEY_LOCAL: ("key switch", "remote", "local"),
+    InterlockBit.FEEDBACK_NEG: ("contactor negative", "open", "closed"),
+    InterlockBit.FEEDBACK_POS: ("contactor positive", "open", "closed"),
+    InterlockBit.FEEDBACK_PRE: ("contactor precharge", "open", "closed"),
+    InterlockBit.GUARD_ARMED: ("guard", "not armed", "armed"),
+}
+"""Bit of Interlocks -> what it is, what 0 and 1 are."""
+assert set(INPUT) == set(InterlockBit)
 
 
 def name_of(kind: type[IntEnum], number: int) -> str:

@@ -196,6 +196,8 @@ def _decisive(bms: Bms) -> tuple[float, ...]:
 
 def _permit(m: Memory, s: Settings, bms: Bms | None, pcs: Pcs | None, inputs: Inputs) -> Why:
     """Why the contactors may not close now; NONE when they may."""
+    if not s.commissioned:
+        return Why.NOT_COMMISSIONED
     if bms is None or pcs is None or not bms.plausible:
         return Why.NO_DATA
     if bms.alarm_stop or bms.alarm_trip:

@@ -88,6 +88,8 @@ class Settings:
     nominal_voltage: float  # V, AC, line to line
     enter_service_delay: float  # s, 703 before it is written
     enter_service_ramp: float  # s
+    # the server
+    commissioned: bool  # a valid record of the interlock checks is there for these very values
 
 
 _LARGER_IS_WIDER = (
@@ -95,7 +97,7 @@ _LARGER_IS_WIDER = (
     "max_cell_temperature", "trip_cell_temperature", "max_soc", "max_delta_voltage", "max_delta_offset",
     "break_current", "stop_time_limit", "ramp_up_rate", "bms_timeout", "pcs_timeout", "precharge_voltage",
     "precharge_current", "precharge_max_time", "loop_max_rate", "max_closings_per_hour", "max_precharges",
-    "max_under_load",
+    "max_under_load", "commissioned",
 )  # fmt: skip
 _SMALLER_IS_WIDER = (
     "min_discharge_voltage", "min_cell_temperature", "min_soc", "min_insulation", "precharge_min_time",

@@ -311,6 +311,10 @@ class Why(IntEnum):
     EPOCH_NOT_SAVED = 29  # the disk does not take the new Epoch
     INCOMPLETE_FRAME = 30  # Epoch, CmdSeq and ValidMs are not in the same write
     UPDATING = 31  # an update is being installed or is not confirmed yet
+    NOT_COMMISSIONED = 32  # no valid record of the interlock checks, or the configuration has changed since
+    NOT_IN_SERVICE = 33  # CmdComm is taken in SERVICE only
+    CHECKS_MISSING = 34  # CmdComm: CommMissing is not 0
+    RECORD_NOT_SAVED = 35  # the disk does not take the commissioning record
 
 
 class Outputs(NamedTuple):

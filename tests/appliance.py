@@ -128,13 +128,14 @@ def appliance(
     start: tuple[str, ...] = RUNNER,
     environment: Mapping[str, str] | None = None,
     nice: int = 0,
+    ports: Ports | None = None,
 ) -> Iterator[Appliance]:
     """Started, READY printed; ended in order afterwards. `without`: capabilities taken away, as setpriv names them.
 
     `configured`: lines of the configuration that differ from the bench's. `start`: another way to call the runner.
-    `nice`: below 0 other programs of this machine come second.
+    `nice`: below 0 other programs of this machine come second. `ports`: those of an earlier start.
     """
-    ports = free_ports()
+    ports = ports or free_ports()
     environ = {**os.environ, **{k: str(v) for k, v in ports._asdict().items()}, **(environment or {})}
     environ.pop("EMS_CONFIG_DIR", None)
     if configured is not None:

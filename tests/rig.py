@@ -55,6 +55,7 @@ def settings(**changes: Any) -> Settings:
         max_closings_per_hour=20, max_precharges=6, max_under_load=10, contactor_life=100_000,
         cell_balancing_threshold=0.010, balance_time_limit=7200.0, loss_policy=0, scan_period_ms=10, clock_servers=0,
         nominal_frequency=50.0, nominal_voltage=400.0, enter_service_delay=0.0, enter_service_ramp=0.0,
+        commissioned=True,
     )  # fmt: skip
     return replace(base, **changes)
 

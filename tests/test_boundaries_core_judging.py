@@ -282,6 +282,12 @@ def test_what_forbids_closing(changes: dict[str, Any], why: Why) -> None:
     assert judged(**changes)[1].permit is why
 
 
+def test_without_commissioning_nothing_else_is_asked() -> None:
+    m = KNOWN._replace(settings=settings(commissioned=False))
+    assert judged(m)[1].permit is Why.NOT_COMMISSIONED
+    assert judged(m, bms=None, pcs=None, guard=None)[1].permit is Why.NOT_COMMISSIONED
+
+
 def test_a_key_that_does_not_count_as_remote_yet_forbids_closing() -> None:
     assert judged(KNOWN._replace(wishes=Wishes(remote=False)))[1].permit is Why.LOCAL_CONTROL
 

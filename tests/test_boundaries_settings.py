@@ -26,6 +26,7 @@ AT_ONCE = {
     "enter_service_delay", "enter_service_ramp",
 }  # fmt: skip
 UNITED = {"interlocks_required", "loops_used"}
+AND = {"commissioned"}
 KEPT = {
     "cell", "rated_ah", "cells_in_series", "strings", "loop_low_c", "loop_high_c", "loop_zones", "loop_filter_time",
     "scan_period_ms", "nominal_frequency", "nominal_voltage",
@@ -39,7 +40,7 @@ def after(name: str, value: Any) -> Any:
 
 
 def test_every_field_has_its_rule() -> None:
-    assert {f.name for f in fields(Settings)} == LARGER_IS_WIDER | SMALLER_IS_WIDER | AT_ONCE | UNITED | KEPT
+    assert {f.name for f in fields(Settings)} == LARGER_IS_WIDER | SMALLER_IS_WIDER | AT_ONCE | UNITED | AND | KEPT
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -57,6 +58,12 @@ def test_an_input_can_be_added_but_not_left_out(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(KEPT - {"cell", "loop_zones"}))
 def test_sizes_and_wiring_stay_as_they_are(name: str) -> None:
     assert after(name, getattr(S, name) + 1) == getattr(S, name)
+
+
+def test_a_commissioning_is_lost_at_once_and_never_gained() -> None:
+    for was, offered, now in ((True, False, False), (False, True, False), (True, True, True)):
+        before = replace(S, commissioned=was)
+        assert narrowed(before, replace(S, commissioned=offered)).commissioned is now
 
 
 def test_the_cell_stays_as_it_is() -> None:

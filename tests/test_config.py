@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 
 from firmware import config
-from firmware.config import FILES, ConfigError, configuration_markdown, default_text, load, load_cell_profile, prepare
+from firmware.config import (
+    FILES,
+    ConfigError,
+    configuration_markdown,
+    factory_text,
+    load,
+    load_cell_profile,
+    prepare,
+)
 from firmware.settings_codec import settings_from_json, settings_to_json
-from statemachine.settings import same
+from statemachine.settings import narrowed, same
 from statemachine.signals import LossPolicy
 
 _AGAIN = "correct the line and send SIGHUP again"
@@ -42,7 +50,7 @@ def _change(path: Path, name: str, value: str) -> int:
 
 
 def test_the_default_files_describe_the_default_rack(etc: Path) -> None:
-    settings, site = load(etc, revision=7)
+    settings, site, _ = load(etc, revision=7)
     assert (settings.revision, settings.strings, settings.cells_in_series, settings.rated_ah) == (7, 4, 300, 1120.0)
     assert (settings.max_charge_voltage, settings.min_discharge_voltage) == (1260.0, 900.0)
     assert settings.cell_balancing_threshold == 0.010
@@ -53,7 +61,17 @@ def test_the_default_files_describe_the_default_rack(etc: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_committed_default_files_are_those_of_the_models(file: str) -> None:
-    assert (files("firmware") / "defaults" / file).read_text("utf-8") == default_text(file)
+    assert (files("firmware") / "defaults" / file).read_text("utf-8") == factory_text(file)
+
+
+def test_what_is_delivered_is_narrower_than_the_defaults_and_not_commissioned(etc: Path) -> None:
+    default = load(etc).settings
+    for file in FILES:
+        (etc / file).write_text(factory_text(file))
+    delivered = load(etc).settings
+    assert same(narrowed(default, delivered), delivered)
+    assert not delivered.commissioned
+    assert (delivered.max_charge_rate, delivered.max_soc, delivered.min_soc) == (0.1, 80.0, 20.0)
 
 
 def test_a_name_left_out_has_its_default(etc: Path) -> None:
@@ -174,7 +192,7 @@ def test_both_chemistries_load_with_rising_tables() -> None:
 
 def test_a_bench_configuration_is_the_default_with_some_values_replaced(tmp_path: Path) -> None:
     prepare(tmp_path / "etc", {"bms_host": "127.0.0.1", "bms_port": 5502, "require_heartbeat": True})
-    settings, site = load(tmp_path / "etc")
+    settings, site, _ = load(tmp_path / "etc")
     assert (site.bms_host, site.bms_port, site.require_heartbeat) == ("127.0.0.1", 5502, True)
     prepare(tmp_path / "default", {})
     assert same(settings, load(tmp_path / "default").settings)

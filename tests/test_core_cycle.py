@@ -430,3 +430,27 @@ def test_a_charge_ends_at_a_soc_window_just_below_full() -> None:
     rig.dt_ms = 100.0
     rig.until(State.CHARGED, 120_000)
     assert rig.soc == pytest.approx(99.8, abs=0.05)
+
+
+def test_an_uncommissioned_rack_refuses_to_close_and_says_why() -> None:
+    rig = Rig(settings=settings(commissioned=False)).until(State.ISOLATED, 1000)
+    assert rig.o.permit == Why.NOT_COMMISSIONED
+    rig.send(mode=2, c_rate=0.5, target_soc_pct=80.0).scan(100)
+    assert (rig.state(), rig.o.ack_result, rig.o.ack_why) == (State.ISOLATED, Result.REJECTED, Why.NOT_COMMISSIONED)
+    rig.send(mode=5).until(State.SERVICE, 100)
+    rig.settings = settings(commissioned=True, revision=2)
+    rig.send(mode=0).until(State.ISOLATED, 100).scan(1000)
+    assert (rig.state(), rig.o.permit) == (State.ISOLATED, Why.NONE)
+    rig.charging()
+
+
+def test_a_commissioning_that_becomes_void_lets_the_charge_go_on_and_forbids_the_next_closing() -> None:
+    rig = Rig().charging().scan(5000)
+    before = rig.o.setpoint_a
+    rig.settings = settings(commissioned=False, revision=2)
+    rig.scan(2000)
+    assert (rig.coils, rig.o.permit) == (Coils(True, True, False), Why.NOT_COMMISSIONED)
+    assert rig.o.setpoint_a < before < 0.0
+    rig.send(mode=0).until(State.ISOLATED, 15_000)
+    rig.send(mode=1).scan(1000)
+    assert (rig.state(), rig.o.ack_why) == (State.ISOLATED, Why.NOT_COMMISSIONED)

@@ -104,6 +104,7 @@ class Walker(Rig):
         if not rising:
             return
         assert now.state is State.PRECHARGE
+        assert was.state is State.PRECHARGE or s.commissioned
         assert seen.command is not None
         assert seen.command.seq != self.void_seq, "an old command closed a contactor"
         assert not now.faults_latched
@@ -298,6 +299,8 @@ def _heal(rig: Walker) -> None:
     rig.welded = rig.stuck = NONE
     rig.supply_ok = rig.bms_alive = rig.pcs_alive = rig.precharge_works = rig.heartbeats = True
     rig.overruns_in_row, rig.temperature_c, rig.dv_offset_v, rig.command_age_ms = 0, 25.0, 0.0, 0.0
+    if not rig.settings.commissioned:
+        _configure({"commissioned": True}, rig)
 
 
 def _recover(rig: Walker) -> None:
@@ -325,6 +328,7 @@ CONFIGURATION = st.one_of(
     _one_of(["min_soc"], [1.0, 5.0, 30.0]),
     _one_of(["stop_time_limit"], [2.0, 10.0, 20.0]),
     _one_of(["max_soc"], [60.0, 90.0, 100.0]),
+    _one_of(["commissioned"], [False, True, True]),
 )
 NUMBERS = {kind: [name for name, type_ in get_type_hints(kind).items() if type_ is float] for kind in (Bms, Pcs)}
 BMS_ODD = st.dictionaries(st.sampled_from(NUMBERS[Bms]), st.sampled_from(ODD), max_size=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 from proof import __main__ as prove
@@ -11,9 +13,10 @@ from proof import cells, machine, mutants, plant, promises, search
 from statemachine import contactors, core, latch, wishes
 from statemachine.core import Memory
 from statemachine.faults import FAULTS, Fault
+from statemachine.settings import Settings
 from statemachine.signals import Why
 from statemachine.states import State
-from statemachine.table import TABLE, Row
+from statemachine.table import TABLE, Bits, Row
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +90,34 @@ def test_a_broken_table_gives_the_shortest_way_there_as_a_trace() -> None:
     assert len(trace) == len(search.way(found, found.at)) < 12
 
 
+def _commissioned_or_not(m: Memory, s: Settings, *of: Any) -> Why:
+    return PERMIT(m, replace(s, commissioned=True), *of)
+
+
+PERMIT = core._permit
 BREAKS: dict[str, tuple[ModuleType, str, object]] = {
     "2: an old command": (wishes, "_void", lambda w, command, state: w),
     "2: a fault was left": (latch, "TRIP_MASK", 0),
     "6: closing begins": (core, "_permit", lambda *_: Why.NONE),
     "6: the positive contactor": (contactors, "_precharged", lambda s, at_ms, *_: at_ms >= 300.0),
+    "14: closing begins": (core, "_permit", _commissioned_or_not),
     "10: a configuration": (core, "narrowed", lambda now, new: new),
 }
+
+
+def test_a_commissioning_that_becomes_void_moves_nothing_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search.search(plant.singles(), [], 250, listed=False)
+    count, what, _ = search.unmoved(found)
+    assert (count > 20, what) == (True, "")
+    assert any(node.memory.settings == plant.UNCOMMISSIONED for node in found.came if any(node.memory.coils))
+    bits = core._bits
+
+    def opens(m: Memory, *of: Any) -> Bits:
+        made = bits(m, *of)
+        return made if m.settings is None or m.settings.commissioned else made._replace(run=False)
+
+    monkeypatch.setattr(core, "_bits", opens)
+    assert search.unmoved(found)[1].startswith("10: a void commissioning")
 
 
 @pytest.mark.parametrize("promise", BREAKS)

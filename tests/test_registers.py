@@ -13,7 +13,7 @@ from fake_appliance import FakeAppliance
 from drivers.modbus.point import UNIMPLEMENTED, width
 from firmware import docgen
 from firmware.config import Site
-from firmware.registers import AT, BASE, END, POINT, POINTS, ROWS, UPDATE_LENGTH, get, image, put
+from firmware.registers import AT, BASE, BESIDE, END, POINT, POINTS, ROWS, UPDATE_LENGTH, get, image, put
 
 MODELS = {
     1: (40002, 66),
@@ -54,7 +54,7 @@ def test_every_register_belongs_to_one_point_without_gap() -> None:
 
 
 def test_names_are_unique() -> None:
-    assert len(POINT) == len(POINTS)
+    assert len(POINT) == len(POINTS) + len(BESIDE)
 
 
 def test_addresses_are_the_published_ones() -> None:

@@ -15,7 +15,7 @@ from test_string_units import any_rack, show
 from drivers.modbus.point import Point
 from firmware import ems_tool
 from firmware.models import string_units
-from firmware.registers import POINTS
+from firmware.registers import BESIDE, POINTS
 from firmware.string_units import Sizes
 from firmware.tags import tags
 
@@ -54,7 +54,7 @@ def test_every_module_and_every_cell_is_there(sizes: Sizes) -> None:
 
 def test_with_the_default_sizes_unit_1_and_the_first_string_are_those_of_the_documents() -> None:
     made = list(tags(*SIZES[0]))
-    assert tuple(p for p in made if p.device_id == 1) == POINTS
+    assert tuple(p for p in made if p.device_id == 1) == (*POINTS, *BESIDE)
     found = {p.address: p for p in made if p.device_id == 101}
     for row in string_units.excerpt(20, 15):
         point = row.point

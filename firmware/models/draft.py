@@ -29,6 +29,9 @@ class Own(NamedTuple):
     address: int  # register at fault of the last refused write
     freeze_frames: int  # kept on this unit
     tls_days: float = nan  # until the server's certificate ends
+    comm_state: int = 0  # CommState
+    comm_seen: float = nan  # bits as in Interlocks
+    comm_missing: float = nan
 
 
 class Sources(NamedTuple):

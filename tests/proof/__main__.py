@@ -122,10 +122,14 @@ def _core(report: _Report, long: bool) -> list[str]:
     compared, what, at = search.repeated(found)
     if at:
         report.fail(f"{what}\n{search.trace(found, at)}")
+    closed, what, at = search.unmoved(found)
+    if at:
+        report.fail(f"{what}\n{search.trace(found, at)}")
     until = "until nothing new is found" if found.complete else f"bounded at {NODES}"
     covered = (
         f"{len(found.came):,} memories {until}, {len(plant.singles())} single and {len(plant.pairs(long))} paired "
-        f"changes each: {found.steps:,} steps; {compared:,} commands repeated"
+        f"changes each: {found.steps:,} steps; {compared:,} commands repeated, "
+        f"{closed:,} times the commissioning is lost while closed"
     )
     report.line("core", covered, found.seconds)
     return search.listing(found)

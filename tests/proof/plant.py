@@ -7,6 +7,7 @@ reached, with times, numbers and counters rounded to the thresholds on which any
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from math import isnan
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from statemachine.core import SERVICE_PRESS_MS, Memory
 from statemachine.delta import Delta
 from statemachine.faults import BY_NAME, LOCKOUT_MASK, SAVED_MASK, STOP_MASK, TRIP_MASK
 from statemachine.reversion import Reversion
+from statemachine.settings import Settings
 from statemachine.signals import Bms, Command, Guard, GuardTrip, Inputs, LimitReason, Lines, Mode, Pcs, Updater
 from statemachine.states import OPEN, State
 from statemachine.table import TIMEOUTS_S
@@ -32,6 +34,7 @@ WIDER = settings(
     ramp_up_rate=0.2, ramp_down_rate=0.1, stop_time_limit=20.0, balance_time_limit=5.0, precharge_max_time=9.0,
     loops_used=1, revision=2, max_charge_current=5000.0, max_charge_rate=4.0, max_delta_voltage=9.0, break_current=90.0,
 )  # fmt: skip
+UNCOMMISSIONED = replace(SETTINGS, revision=3, commissioned=False)
 SCAN_MS, WHILE_MS, AGES_MS = 10.0, 6000.0, 2e7
 """One scan; past every confirm, feedback and precharge time; past every time-out."""
 
@@ -79,6 +82,7 @@ class World(NamedTuple):
     server: str = "alive"
     key: str = "remote"
     settings: str = "same"
+    commissioning: str = "valid"
     service: str = "permitted"
     update: str = "none"
     dt_ms: float = SCAN_MS
@@ -101,6 +105,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "server": ("silent",),
     "key": ("local",),
     "settings": ("wider",),
+    "commissioning": ("void",),
     "service": ("not permitted",),
     "update": ("holds",),
     "dt_ms": (WHILE_MS, AGES_MS),
@@ -110,7 +115,19 @@ PROBES = ("settings",)
 PAIRED: dict[str, tuple[Any, ...]] = {
     **{
         name: CHANGES[name]
-        for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "key", "service", "update")
+        for name in (
+            "cause",
+            "bms",
+            "pcs",
+            "interlocks",
+            "guard",
+            "link",
+            "server",
+            "key",
+            "service",
+            "commissioning",
+            "update",
+        )
     },
     "chain": ("kill-switch open",),
     "feedback": CHANGES["feedback"],
@@ -241,13 +258,19 @@ def _pcs(node: Node, world: World) -> Pcs:
     )
 
 
+def _settings(world: World) -> Settings:
+    if world.commissioning == "void":
+        return UNCOMMISSIONED
+    return WIDER if world.settings == "wider" else SETTINGS
+
+
 def inputs(node: Node, world: World) -> tuple[Inputs, str]:
     """(inputs of the scan, name of the command that stands then)."""
     command, name = _command(node, world)
     return Inputs(
         _lines(node, world), _bms(node, world), 1e5 if world.bms == "stale" else 5.0,
         _pcs(node, world), 1e5 if world.pcs == "stale" else 5.0, command, 5000.0 if world.server == "silent" else 0.0,
-        GUARDS[world.guard], 0.0, STORE, 0.0, CLOCK, 0.0, WIDER if world.settings == "wider" else SETTINGS,
+        GUARDS[world.guard], 0.0, STORE, 0.0, CLOCK, 0.0, _settings(world),
         3 if world.cause == "trip" else 0, False, GRIDS[world.service], Updater(world.update == "holds", False),
     ), name  # fmt: skip
 
@@ -386,17 +409,20 @@ _LOOPS = _settled_loops()
 def canonical(m: Memory, command: str) -> Memory:
     """The representative of the memory's class.
 
+    An open rack takes the settings that are offered next, or feedback says that it is closed, and then nothing closes.
+    What was offered is what is in force: it only tells a new revision from an old one.
     That RESET is held matters only where something waits for a press: one that comes in the scan of its cause is void.
     """
     content = (Mode(COMMANDS[command][0]), *COMMANDS[command][1:])
     finished = m.finished if m.finished is None or m.finished == (content[0], content[1], *content[2:]) else None
+    in_force = SETTINGS if m.settings is not None and m.state in OPEN else m.settings
     rate = m.demand_a / AH
     demand_a = (-1 if rate < 0 else 1) * _rate(abs(rate)) * AH if rate and not isnan(rate) else 0.0
     return Memory(
         state=m.state,
         in_state_ms=_stay(m.state, m.in_state_ms),
-        settings=m.settings,
-        offered=m.offered,
+        settings=in_force,
+        offered=in_force,
         latches=_latches(m.latches),
         sequence=_sequence(m),
         coils=m.coils,

@@ -124,6 +124,8 @@ def _closing(s: Step) -> str | None:
         return "6: contactors close outside PRECHARGE or with a fault"
     if _void(s):
         return "2: an old command closes contactors"
+    if s.was.state is State.ISOLATED and s.world.commissioning == "void":
+        return "14: closing begins without commissioning"
     fit = s.world.interlocks == "closed" and s.world.guard == "armed" and s.world.bms in ("fresh", "no limit")
     if s.was.state is State.ISOLATED and not fit:
         return "6: closing begins without interlocks, guard or data"

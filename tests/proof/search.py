@@ -233,6 +233,20 @@ def trace(found: Found, edge: Edge, table: tuple[Row, ...] = TABLE) -> str:
     return "\n".join(lines)
 
 
+def unmoved(found: Found) -> tuple[int, str, Edge | None]:
+    """A commissioning that becomes void changes no output while a coil is on: (memories compared, what, where)."""
+    walker, count, void = Walker(), 0, HEALTHY._replace(commissioning="void")
+    for node in found.came:
+        if not any(node.memory.coils):
+            continue
+        one, _ = walker.step(node, HEALTHY)
+        two, _ = walker.step(node, void)
+        count += 1
+        if one.out[:6] != two.out[:6]:
+            return count, "10: a void commissioning changes what is closed", (node, void)
+    return count, "", None
+
+
 def repeated(found: Found) -> tuple[int, str, Edge | None]:
     """A command that is in force, sent again under a new number, changes nothing: (pairs compared, what, where)."""
     walker, count = Walker(), 0

@@ -1,0 +1,135 @@
+"""Commissioning as a technician does it: on the bench, with ems-tool, through the real appliance."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from appliance import PATIENT, RUNNER, Appliance, appliance
+from waiting import wait_until
+
+from firmware.commissioning import RECORD, verified
+from firmware.models.commissioning import CommState
+from firmware.points import PointError
+from statemachine.signals import Mode, Why
+from statemachine.states import CHARGING, State
+
+pytestmark = pytest.mark.system
+SITE = {**PATIENT, "bms_timeout": 2, "pcs_timeout": 2}
+"""On a busy machine data comes late now and then, and that is not what this test is about."""
+ASKED = {"EMS_BENCH_COMMISSIONING": "1"}
+OPEN, CLOSED = (dict.fromkeys((f"interlock_{n}" for n in range(1, 9)), level) for level in (0, 1))
+
+
+def refused(a: Appliance) -> bool:
+    """A charge is, because the rack is not commissioned."""
+    a.until(State.ISOLATED)
+    with pytest.raises(PointError):
+        a.command(Mode.CHARGE, 0.05)
+    return a.get("AckWhy") == a.get("Permit") == Why.NOT_COMMISSIONED
+
+
+def charge(a: Appliance) -> None:
+    a.until(State.ISOLATED)
+    wait_until(lambda: not a.get("Permit"), 20, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
+    a.command(Mode.CHARGE, 0.05)
+    a.until(*CHARGING)
+
+
+def hold(a: Appliance, **inputs: float) -> None:
+    """A position, for longer than it must stand."""
+    a.inject(**inputs)
+    scans = a.get("ScanCount")
+    wait_until(lambda: a.get("ScanCount") > scans + 60, 30, "60 scans")
+
+
+def walk(a: Appliance) -> None:
+    """The technician's round."""
+    a.until(State.SERVICE)
+    hold(a)
+    hold(a, **OPEN)
+    hold(a, **CLOSED)
+    hold(a, kill_switch=1, tamper=1)
+    a.until(State.EMERGENCY_STOP)
+    hold(a, kill_switch=0, tamper=0)
+    hold(a, reset_button=1)
+    hold(a, reset_button=0)
+
+
+def commission(a: Appliance, record: Path) -> str:
+    """ems-tool beside the technician; what it printed."""
+    options = ("--commission", "--record", str(record), "--port", str(a.ports.EMS_MODBUS_PORT))
+    tool = subprocess.Popen(
+        [sys.executable, "-m", "firmware.ems_tool", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        walk(a)
+        said, _ = tool.communicate(timeout=60)
+    finally:
+        tool.kill()
+    assert tool.returncode == 0, said
+    return said
+
+
+def configure(a: Appliance, old: str, new: str) -> None:
+    path = a.logs / "config" / "limits.conf"
+    path.write_text(path.read_text().replace(old, new))
+    os.kill(a.pid("server"), signal.SIGHUP)
+
+
+def state_of(a: Appliance, wanted: CommState) -> None:
+    def there() -> bool:
+        try:
+            return a.get("CommState") == wanted
+        except PointError:
+            return False
+
+    wait_until(there, 20, f"CommState {wanted.name}")
+
+
+def test_nothing_closes_before_the_commissioning_which_survives_a_restart_and_not_a_change(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    with appliance(tmp_path, soc=30.0, configured=SITE, environment=ASKED, nice=-10) as a:
+        assert refused(a)
+        said = commission(a, record)
+        for name in ("interlock 4 (24 V)", "kill-switch", "tamper", "reset"):
+            assert f"  {name}: ok" in said
+        assert "Commissioned" in said
+        assert verified(record.read_bytes())["configuration"]["limits.conf"]["max_soc"] == 100
+        charge(a)
+
+        configure(a, "max_soc = 100", "max_soc = 90")
+        state_of(a, CommState.VOID)
+        hold(a)
+        assert a.get("Permit") == Why.NOT_COMMISSIONED
+        assert a.state() in CHARGING
+        wait_until(lambda: "COMMISSIONING void: limits.conf max_soc 100 -> 90" in a.log(), 10, "the log says why")
+        a.command(Mode.OFF)
+        assert refused(a)
+
+        configure(a, "max_soc = 90", "max_soc = 100")
+        state_of(a, CommState.COMMISSIONED)
+        ports = a.ports
+
+    start = (*RUNNER, "--keep-state")
+    with appliance(tmp_path, soc=30.0, configured=SITE, environment=ASKED, nice=-10, start=start, ports=ports) as a:
+        state_of(a, CommState.COMMISSIONED)
+        charge(a)
+        a.command(Mode.OFF)
+        a.until(State.ISOLATED)
+
+        path = tmp_path / "state" / RECORD
+        edited = json.loads(path.read_bytes())
+        edited["checks"][0]["open"] = "2026-01-01T00:00:00Z"
+        path.write_text(json.dumps(edited))
+        os.kill(a.pid("server"), signal.SIGKILL)
+        state_of(a, CommState.NOT_COMMISSIONED)
+        wait_until(lambda: a.get("Permit") == Why.NOT_COMMISSIONED, 10, "the permit is gone")
+        assert refused(a)
+        wait_until(lambda: "COMMISSIONING record refused: the signature is wrong" in a.log(), 10, "the log says why")
