@@ -50,7 +50,10 @@ KILL, TAMPER, RESET, KEY_LOCAL = (
 FEEDBACK = 0b111 << InterlockBit.FEEDBACK_NEG
 HEALTHY = 0xFF | KILL | TAMPER
 SERVICE = READY._replace(state=State.SERVICE, interlocks=HEALTHY)
-CONFIGURATION: dict[str, dict[str, Any]] = {"limits.conf": {"max_soc": 90.0}, "board": {"name": "bench", "sha256": "00"}}
+CONFIGURATION: dict[str, dict[str, Any]] = {
+    "limits.conf": {"max_soc": 90.0},
+    "board": {"name": "bench", "sha256": "00"},
+}
 
 
 class Watch:
