@@ -252,8 +252,7 @@ class Commissioning:
     def state(self) -> CommState:
         if self._record is None:
             return CommState.NOT_COMMISSIONED
-        now = self._now
-        if now is not None and any(changes(self._record["configuration"], now)):
+        if self._now is None or any(changes(self._record["configuration"], self._now)):
             return CommState.VOID
         return CommState.COMMISSIONED
 

@@ -200,6 +200,7 @@ def test_a_restart_keeps_the_commissioning_and_another_configuration_voids_it_wi
     commissioned(tmp_path, [])
     events: list[str] = []
     again = Commissioning(tmp_path, events.append)
+    assert again.state is CommState.VOID, "no configuration is valid yet"
     assert again.judge(CONFIGURATION)
     for _ in range(2):
         assert not again.judge({**CONFIGURATION, "limits.conf": {"max_soc": 100.0}})
