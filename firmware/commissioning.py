@@ -243,7 +243,7 @@ class Commissioning:
         self._raw, self._record = raw, record
 
     def _public_key(self) -> str:
-        """ "" when there is none."""
+        """Empty when there is none."""
         if not (self._directory / KEY).exists():
             return ""
         return _private_key(self._directory).public_key().public_bytes_raw().hex()

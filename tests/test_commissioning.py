@@ -410,6 +410,8 @@ def test_when_everything_was_seen_the_record_counts_at_once_and_is_served_as_a_f
 ) -> None:
     move_everything(appliance, site)
     assert (site.read("CommSeen"), site.read("CommMissing")) == (0xFF | KILL | TAMPER | RESET, 0)
+    assert site.write("CmdRamp", 9) == 3
+    assert site.read("AckWhy") == Why.OUT_OF_RANGE
     assert site.write("CmdComm", CommCommand.RECORD) == 0
     assert (site.read("CommState"), site.read("CmdComm"), site.read("AckWhy")) == (CommState.COMMISSIONED, 0, 0)
     assert in_force(appliance)
