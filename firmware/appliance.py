@@ -526,6 +526,7 @@ class Appliance:
                 raise Refused(4, why, address)
             self.commissioned()
         self._lease(host)
+        self._update(own=self._sources.own._replace(why=0, address=0))
 
     def _lease(self, host: str) -> None:
         """A write was taken."""

@@ -243,7 +243,7 @@ class Commissioning:
         self._raw, self._record = raw, record
 
     def _public_key(self) -> str:
-        """ "" when there is none."""
+        """Empty when there is none."""
         if not (self._directory / KEY).exists():
             return ""
         return _private_key(self._directory).public_key().public_bytes_raw().hex()
@@ -252,8 +252,7 @@ class Commissioning:
     def state(self) -> CommState:
         if self._record is None:
             return CommState.NOT_COMMISSIONED
-        now = self._now
-        if now is not None and any(changes(self._record["configuration"], now)):
+        if self._now is None or any(changes(self._record["configuration"], self._now)):
             return CommState.VOID
         return CommState.COMMISSIONED
 

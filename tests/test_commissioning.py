@@ -200,6 +200,7 @@ def test_a_restart_keeps_the_commissioning_and_another_configuration_voids_it_wi
     commissioned(tmp_path, [])
     events: list[str] = []
     again = Commissioning(tmp_path, events.append)
+    assert again.state is CommState.VOID, "no configuration is valid yet"
     assert again.judge(CONFIGURATION)
     for _ in range(2):
         assert not again.judge({**CONFIGURATION, "limits.conf": {"max_soc": 100.0}})
@@ -409,6 +410,8 @@ def test_when_everything_was_seen_the_record_counts_at_once_and_is_served_as_a_f
 ) -> None:
     move_everything(appliance, site)
     assert (site.read("CommSeen"), site.read("CommMissing")) == (0xFF | KILL | TAMPER | RESET, 0)
+    assert site.write("CmdRamp", 9) == 3
+    assert site.read("AckWhy") == Why.OUT_OF_RANGE
     assert site.write("CmdComm", CommCommand.RECORD) == 0
     assert (site.read("CommState"), site.read("CmdComm"), site.read("AckWhy")) == (CommState.COMMISSIONED, 0, 0)
     assert in_force(appliance)

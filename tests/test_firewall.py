@@ -357,3 +357,30 @@ def test_every_text_loads_twice(net: Net, given: Site | None, tmp_path: Path) ->
             words = ("nft", "-c", "-f", str(path)) if option == "-c" else ("nft", "-f", str(path))
             done = net.run(*words, inside=net.here)
             assert not done.returncode, done.stderr
+
+
+def test_other_chains_of_the_table_stand_around_it_and_hold_the_aggregator_to_its_peers(
+    net: Net, etc: Path, tmp_path: Path
+) -> None:
+    allow(etc, ALLOWED)
+    firewall.main()
+    around = tmp_path / "nftables.conf"
+    around.write_text(
+        f"""flush ruleset
+include "{firewall.file()}"
+table inet ems {{
+    chain output {{
+        type filter hook output priority filter; policy drop;
+        oif lo accept
+        ct state established,related accept
+        meta skuid 4711 jump peers
+    }}
+}}
+"""
+    )
+    for _ in range(2):
+        done = net.run("nft", "-f", str(around), inside=net.here)
+        assert not done.returncode, done.stderr
+    held = net.run("nft", "list", "table", "inet", "ems", inside=net.here).stdout
+    assert "jump peers" in held
+    assert "ip daddr 192.168.10.50 tcp dport 502 accept" in held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import zlib
 from math import inf, nan
@@ -429,3 +430,52 @@ def test_the_longest_state_fits_into_a_sector() -> None:
     level = 1.2345678901234567e-300
     longest = Saved(LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, level, level)
     assert len(store_module._encoded(LARGEST, longest)) == 512
+
+
+def test_a_whole_file_takes_the_place_of_the_old_one_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for data, mode in ((b"one", 0o600), (b"two and more", 0o644)):
+        store_module.write_whole(path, data, mode)
+        assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (data, mode)
+    store_module.write_whole(path, b"three")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_what_a_cut_left_of_a_whole_file_neither_stops_the_next_one_nor_gives_it_its_mode(tmp_path: Path) -> None:
+    left = tmp_path / "file.new"
+    left.write_bytes(b"longer than what comes")
+    left.chmod(0o666)
+    store_module.write_whole(tmp_path / "file", b"short", 0o600)
+    assert (tmp_path / "file").read_bytes() == b"short"
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    assert not left.exists()
+
+
+def test_a_part_of_a_whole_file_is_an_error_and_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_module.write_whole(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: len(data) - 1)
+    with pytest.raises(OSError, match="disk full, only a part") as failed:
+        store_module.write_whole(tmp_path / "file", b"new")
+    assert failed.value.filename == str(tmp_path / "file.new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_cut_at_any_byte_of_a_whole_file_leaves_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state" / "file"
+    with monkeypatch.context() as patch:
+        disk = FakeDisk(path.parent, patch)
+        for data in (b"first", b"second"):
+            store_module.write_whole(path, data)
+            disk.mark(data.decode())
+    found = set()
+    for image in disk.images(every_byte):
+        at = image.lay_out(tmp_path / "cut") / "file"
+        data = at.read_bytes() if at.exists() else b""
+        assert data in ((b"", b"first", b"second")[len(image.passed) :][:2])
+        found.add(data)
+    assert found == {b"", b"first", b"second"}

@@ -17,7 +17,7 @@ class CommCommand(IntEnum):
 class CommState(IntEnum):
     NOT_COMMISSIONED = 0
     COMMISSIONED = 1
-    VOID = 2  # the configuration has changed since
+    VOID = 2  # the configuration has changed since, or none is valid
 
 
 COMMISSIONING_MODEL = 64992
@@ -27,8 +27,8 @@ COMMISSIONING = placed(
     [
         Draft("CmdComm", "enum16", "RECORD in SERVICE, with CommMissing 0, records the commissioning; reads 0",
               values=CommCommand, writable=True, fixed=CommCommand.NONE),
-        Draft("CommState", "enum16", "commissioning; VOID: the configuration has changed since", "own.comm_state",
-              values=CommState),
+        Draft("CommState", "enum16", "commissioning; VOID: the configuration has changed since, or none is valid",
+              "own.comm_state", values=CommState),
         Draft("CommSeen", "bitfield32", "inputs that stood in both positions since SERVICE was entered and nothing "
               "closed" + _BITS, "own.comm_seen"),
         Draft("CommMissing", "bitfield32", "inputs still to be moved to and fro, or not as in operation now" + _BITS,
