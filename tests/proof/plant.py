@@ -110,24 +110,12 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "update": ("holds",),
     "dt_ms": (WHILE_MS, AGES_MS),
 }
-PROBES = ("settings",)
+PROBES = ("settings", "commissioning")
 """Checked at every node, and not followed."""
 PAIRED: dict[str, tuple[Any, ...]] = {
     **{
         name: CHANGES[name]
-        for name in (
-            "cause",
-            "bms",
-            "pcs",
-            "interlocks",
-            "guard",
-            "link",
-            "server",
-            "key",
-            "service",
-            "commissioning",
-            "update",
-        )
+        for name in ("cause", "bms", "pcs", "interlocks", "guard", "link", "server", "key", "service", "update")
     },
     "chain": ("kill-switch open",),
     "feedback": CHANGES["feedback"],

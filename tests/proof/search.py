@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -81,19 +82,15 @@ def listing(found: Found) -> list[str]:
     return lines
 
 
-def worlds_of(node: Node, worlds: Iterable[World]) -> Iterable[World]:
-    """Inputs that can differ here from another one of the list."""
-    closed = node.memory.state not in OPEN
-    for world in worlds:
-        if world.dt_ms == plant.AGES_MS and node.memory.state not in plant._STAYS_MS:
-            continue
-        if world.current == "rests" and not node.memory.demand_a:
-            continue
-        if world.command == "none" and node.memory.wishes.seq >= 0:
-            continue  # a section that was received once stays
-        if world.link != "follows" and not closed:
-            continue
-        yield world
+def _differs(node: Node, world: World) -> bool:
+    """Whether the input can differ here from another one of the list."""
+    if world.dt_ms == plant.AGES_MS and node.memory.state not in plant._STAYS_MS:
+        return False
+    if world.current == "rests" and not node.memory.demand_a:
+        return False
+    if world.command == "none" and node.memory.wishes.seq >= 0:
+        return False  # a section that was received once stays
+    return world.link == "follows" or node.memory.state not in OPEN
 
 
 HEALING = (
@@ -114,27 +111,46 @@ class Expansion(NamedTuple):
     home: set[Node]  # those that healthy inputs lead to
 
 
+class _Input(NamedTuple):
+    """A world, and what is done with the step that it makes."""
+
+    world: World
+    said: str  # in the golden listing; nothing when the step is not listed
+    home: bool  # healthy inputs lead there
+    followed: bool
+
+
 class Expander:
     """Tries every input on a node; made once a process."""
 
     def __init__(self, worlds: list[World], pairs: list[World], table: tuple[Row, ...], listed: bool) -> None:
-        self._walker, self._singles = Walker(table), set(worlds) if listed else set()
-        known = set(worlds)
-        self._every = [*worlds, *(w for w in (*HEALING, *pairs) if w not in known)]
+        self._walker = Walker(table)
+        singles, healing = set(worlds), set(HEALING)
+        self._every = [
+            _Input(
+                world,
+                plant.said(world) if listed and world in singles else "",
+                world in healing,
+                all(getattr(world, name) == getattr(HEALTHY, name) for name in PROBES),
+            )
+            for world in [*worlds, *(w for w in (*HEALING, *pairs) if w not in singles)]
+        ]
 
     def __call__(self, node: Node) -> Expansion:
         made = Expansion(0, "", None, set(), {}, set())
         steps = 0
-        for world in worlds_of(node, self._every):
+        for world, said, home, followed in self._every:
+            if not _differs(node, world):
+                continue
             step, after = self._walker.step(node, world)
             steps += 1
             if what := promises.broken(step):
                 return made._replace(steps=steps, broken=what, at=world)
-            if world in self._singles and (text := _way(step)):
-                made.ways.add((text, plant.said(world)))
-            if any(getattr(world, name) != getattr(HEALTHY, name) for name in PROBES):
+            if said and (text := _way(step)):
+                made.ways.add((text, said))
+            if not followed:
                 continue
-            if world in HEALING:
+            if home:
                 made.home.add(after)
             made.after.setdefault(after, world)
         return made._replace(steps=steps)
@@ -145,6 +161,7 @@ _expander: Expander
 
 def _begin(*of: Any) -> None:
     global _expander
+    gc.disable()  # nothing here is a cycle
     _expander = Expander(*of)
 
 
