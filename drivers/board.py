@@ -65,6 +65,21 @@ class BoardError(OSError):
     """The board cannot be opened; the message says what was looked for and what to do."""
 
 
+def do_all(*actions: Callable[[], object]) -> None:
+    """Each of them: a line that cannot be driven any more keeps no other one from being driven safe.
+
+    Raises the first OSError when all have been done.
+    """
+    errors = []
+    for action in actions:
+        try:
+            action()
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 class Edge(NamedTuple):
     """A level change of an input as the board saw it."""
 
@@ -91,9 +106,8 @@ class Board:
 
     def close(self) -> None:
         """Gives the lines back. The bench's outputs keep their last level, a real board's are driven safe before."""
-        for device in (*self.inputs.values(), *self.outputs.values()):
-            device.close()
-        self.close_terminals()
+        devices = (*self.outputs.values(), *self.inputs.values())
+        do_all(*(device.close for device in devices), self.close_terminals)
 
 
 def open_board(role: Role, directory: Path, timeout_s: float = 10.0, board: str | None = None) -> Board:

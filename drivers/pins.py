@@ -29,7 +29,7 @@ from gpiozero.pins import Factory, Pin
 from periphery.gpio_cdev2 import Cdev2GPIO
 
 from . import gpiochip
-from .board import LINES, PINS, BoardError, Edge, Line, Role, board_info
+from .board import LINES, PINS, BoardError, Edge, Line, Role, board_info, do_all
 from .board_file import BoardFile, LineSpec
 
 Changed = Callable[[int, int], None]
@@ -238,10 +238,9 @@ class LineFactory(Factory):  # type: ignore[misc]
 
     def close(self) -> None:
         """Closes every line, outputs first at their safe level."""
-        for pin in sorted(self._pins.values(), key=lambda pin: pin.line.role is None):
-            pin.close()
+        pins = sorted(self._pins.values(), key=lambda pin: pin.line.role is None)
         self._pins.clear()
-        self._poll.close()
+        do_all(*(pin.close for pin in pins), self._poll.close)
 
     def _get_board_info(self) -> Any:
         return self._info

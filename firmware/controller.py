@@ -14,7 +14,7 @@ import traceback
 from dataclasses import replace
 from time import monotonic_ns, time_ns
 
-from drivers.board import Board, open_board
+from drivers.board import Board, do_all, open_board
 from drivers.section import SectionReader
 from statemachine.core import Core, started
 from statemachine.settings import Settings
@@ -204,9 +204,8 @@ class Controller:
         return 1 + missed
 
     def safe(self) -> None:
-        """The safe table: everything off."""
-        for device in (*self._coils, *self._leds):
-            device.value = False
+        """The safe table: everything off. Raises OSError when a line could not be driven; all others were."""
+        do_all(*(device.off for device in (*self._coils, *self._leds)))
 
     def farewell(self, out: Outputs) -> None:
         """Tells the successor that this stop was meant, unless a fault waits to be acknowledged."""
@@ -248,8 +247,8 @@ def main() -> int:
     try:
         run(controller)
     except Exception:
-        controller.safe()
         traceback.print_exc()
+        controller.safe()
         return 1
     return 0
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import select
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
+from typing import Any
 
 import gpiozero
 import pytest
 from fake_appliance import zeros
-from fake_kernel import ACTIVE_LOW, FALLING, INPUT, OUTPUT, RISING, FakeChip, FakeKernel, FakeLine, kernel
+from fake_kernel import ACTIVE_LOW, FALLING, INPUT, OUTPUT, RISING, SET_VALUES, FakeChip, FakeKernel, FakeLine, kernel
 
 from drivers import gpiochip
-from drivers.board import INPUTS, OUTPUTS, Board, BoardError, open_board
+from drivers.board import INPUTS, OUTPUTS, Board, BoardError, do_all, open_board
 from drivers.board_file import BoardFile, LineSpec, load
 from drivers.pins import LineFactory
 from firmware import controller, image
@@ -143,6 +145,28 @@ def test_closing_drives_the_outputs_safe_before_it_gives_them_back(rig: Rig, ope
         line = rig.output(name)
         assert line.history == [1, 0]
         assert rig.kernel.released(line)
+
+
+@pytest.mark.parametrize("release", [Board.close, lambda board: do_all(*(o.off for o in board.outputs.values()))])
+def test_a_line_that_is_gone_keeps_no_other_one_from_being_driven_safe(
+    rig: Rig, opened: Callable[[str], Board], monkeypatch: pytest.MonkeyPatch, release: Callable[[Board], None]
+) -> None:
+    board = opened("controller")
+    for name in ("coil_neg", "coil_pos", "coil_pre"):
+        board.outputs[name].value = 1
+    gone, real = board.outputs["coil_neg"].pin._gpio.fd, fcntl.ioctl
+
+    def ioctl(fd: int, request: int, *rest: Any) -> Any:
+        if fd == gone and request == SET_VALUES:
+            raise OSError(errno.ENODEV, "No such device")
+        return real(fd, request, *rest)
+
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    with pytest.raises(OSError, match="No such device"):
+        release(board)
+    assert [rig.output(name).level for name in ("coil_pos", "coil_pre")] == [0, 0]
+    monkeypatch.setattr("fcntl.ioctl", real)
+    board.close()
 
 
 def test_edges_of_several_lines_make_one_descriptor_readable_and_come_in_order(
