@@ -247,8 +247,10 @@ def main() -> int:
     try:
         run(controller)
     except Exception:
-        traceback.print_exc()
-        controller.safe()
+        try:
+            controller.safe()
+        finally:
+            traceback.print_exc()
         return 1
     return 0
 
