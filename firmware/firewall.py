@@ -1,7 +1,7 @@
 """The site's part of the firewall: who may reach the Modbus ports, and whom the aggregator may reach.
 
-The rules around it are in the image (/etc/nftables.conf). It fails closed: without a usable site.conf the sets are those
-of the few lines that can be read, or empty.
+The rules around it are in the image (/etc/nftables.conf). It fails closed: without a usable site.conf the sets are
+those of the few lines that can be read, or empty.
 """
 
 from __future__ import annotations

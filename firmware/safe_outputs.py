@@ -1,7 +1,7 @@
 """`python -m firmware.safe_outputs`: waits for the board, drives every output to its safe level and lets the lines go.
 
-The appliance runs it before guard and controller; `--wait` only waits, and drives nothing, for a process that is started
-again while its adapter is unplugged.
+The appliance runs it before guard and controller; `--wait` only waits, and drives nothing, for a process that is
+started again while its adapter is unplugged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`python -m firmware.site_setup`: before anything listens, the site's files are put where they are read.
 
-A folder `ems-seed` on the EFI partition (limits.conf, balance.conf, site.conf, tls/, network/) is what the technician who
-flashed the disk has to say. It is taken whole, once, or refused whole and left there. What is missing is the factory's.
-Then the firewall's sets, the time servers and the network files are written to /run, and the machine id is kept beside
-the boot loader's variables, so that the journal of every boot is in one place.
+A folder `ems-seed` on the EFI partition (limits.conf, balance.conf, site.conf, tls/, network/) is what the technician
+who flashed the disk has to say. It is taken whole, once, or refused whole and left there. What is missing is the
+factory's. Then the firewall's sets, the time servers and the network files are written to /run, and the machine id is
+kept beside the boot loader's variables, so that the journal of every boot is in one place.
 """
 
 from __future__ import annotations

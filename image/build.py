@@ -5,8 +5,8 @@ wheels and this repository over it and makes initrd, squashfs, hash tree, boot s
 same bytes for the same inputs: every number is fixed here, every time is the commit's. The bundle is the exception: its
 signature has a time in it.
 
-Variables: EMS_MIRROR (of the Debian archive; the default is mmdebstrap's), EMS_CA_DIR (ca.pem, signing.pem, signing.key;
-without it a throw-away authority is made in build/image/ca), EMS_IMAGE_DIR (build/image).
+Variables: EMS_MIRROR (of the Debian archive; the default is mmdebstrap's), EMS_CA_DIR (ca.pem, signing.pem and
+signing.key; without it a throw-away authority is made in build/image/ca), EMS_IMAGE_DIR (build/image).
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ CMDLINE = (
     "root=/dev/mapper/root rootfstype=squashfs ro panic=5 fsck.mode=skip systemd.gpt_auto=0 apparmor=1 "
     "security=apparmor loglevel=4 console=tty0 console=ttyS0,115200"
 )
-GRUB_MODULES = (
-    "part_gpt fat squash4 normal configfile linux loadenv test regexp echo sleep reboot minicmd search all_video"
-).split()
+GRUB_MODULES = [
+    "part_gpt", "fat", "squash4", "normal", "configfile", "linux", "loadenv", "test", "regexp", "echo", "sleep",
+    "reboot", "minicmd", "search", "all_video",
+]  # fmt: skip
 NOT_AT_RUN_TIME = {"setuptools", "pycparser"}
 """In the lock file because something is built with it."""
-NO_DRIVERS = (
-    "drivers/gpu drivers/media drivers/infiniband drivers/staging drivers/isdn drivers/bluetooth drivers/nfc "
-    "drivers/net/wireless drivers/net/can drivers/iio drivers/comedi drivers/video drivers/scsi drivers/target "
-    "drivers/firewire drivers/input/touchscreen drivers/accel sound net/bluetooth net/wireless net/mac80211 net/sctp "
-    "net/dccp net/tipc net/batman-adv fs/btrfs fs/xfs fs/ocfs2 fs/gfs2 fs/f2fs fs/ceph fs/smb fs/nfs fs/nfsd fs/ntfs3 fs/bcachefs"
-).split()
+NO_DRIVERS = [
+    "drivers/gpu", "drivers/media", "drivers/infiniband", "drivers/staging", "drivers/isdn", "drivers/bluetooth",
+    "drivers/nfc", "drivers/net/wireless", "drivers/net/can", "drivers/iio", "drivers/comedi", "drivers/video",
+    "drivers/scsi", "drivers/target", "drivers/firewire", "drivers/input/touchscreen", "drivers/accel", "sound",
+    "net/bluetooth", "net/wireless", "net/mac80211", "net/sctp", "net/dccp", "net/tipc", "net/batman-adv", "fs/btrfs",
+    "fs/xfs", "fs/ocfs2", "fs/gfs2", "fs/f2fs", "fs/ceph", "fs/smb", "fs/nfs", "fs/nfsd", "fs/ntfs3", "fs/bcachefs",
+]  # fmt: skip
 KEEP_DRIVERS = {"drivers/scsi": ("scsi_mod", "sd_mod", "scsi_common")}
 TOOLS = {
     "mmdebstrap": "mmdebstrap", "mksquashfs": "squashfs-tools", "veritysetup": "cryptsetup-bin", "rauc": "rauc",
@@ -175,7 +177,8 @@ def base_tree(job: Job) -> Path:
         run(
             job, "mmdebstrap", "--variant=essential", f"--architectures={job.arch.debian}",
             "--skip=essential/unlink,download/empty", f"--include={','.join(packages(job.arch))}",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in excludes), "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in excludes),
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             "--aptopt=Acquire::Retries 5", SUITE, new, *([mirror] if mirror else []),
         )  # fmt: skip
         new.rename(base)
@@ -198,8 +201,8 @@ def unpack(job: Job, base: Path) -> None:
 
 def restore_apparmor(job: Job, base: Path) -> None:
     """Only tunables and abstractions of Debian's AppArmor: its profiles would all be loaded."""
-    run(job, "tar", "-xf", base, "-C", job.paths.tree, "--wildcards", "./etc/apparmor.d/abi*", "./etc/apparmor.d/abstractions*",
-        "./etc/apparmor.d/tunables*")  # fmt: skip
+    run(job, "tar", "-xf", base, "-C", job.paths.tree, "--wildcards", "./etc/apparmor.d/abi*",
+        "./etc/apparmor.d/abstractions*", "./etc/apparmor.d/tunables*")  # fmt: skip
 
 
 def thin_kernel(job: Job) -> str:
@@ -302,12 +305,13 @@ def python_packages(job: Job) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
     modules = [f"firmware.{path.stem}" for path in sorted((REPO / "firmware").glob("*.py")) if path.stem in RUNS]
     chroot(job, "/usr/bin/python3", "-I", "-B", "-c", f"import {', '.join(modules)}")
+    libraries = (f"/usr/lib/python{PYTHON}", f"/usr/local/lib/python{PYTHON}")
     chroot(job, "/usr/bin/python3", "-m", "compileall", "-q", "-f", "-j1", "--invalidation-mode=unchecked-hash",
-           "-x", "/(idlelib|lib2to3|test|pydoc_data)/", f"/usr/lib/python{PYTHON}", f"/usr/local/lib/python{PYTHON}")  # fmt: skip
+           "-x", "/(idlelib|test|pydoc_data)/", *libraries)  # fmt: skip
 
 
-RUNS = {"aggregator", "clock", "controller", "ems_control", "ems_diag", "ems_tool", "guard", "historian", "safe_outputs",
-        "sampler", "server", "site_setup"}  # fmt: skip
+RUNS = {"aggregator", "clock", "controller", "ems_control", "ems_diag", "ems_tool", "guard", "historian",
+        "safe_outputs", "sampler", "server", "site_setup"}  # fmt: skip
 
 
 def configure(job: Job) -> None:
@@ -505,12 +509,12 @@ CA_FILES = ("ca.pem", "signing.pem", "signing.key")
 
 
 def make_authority(job: Job, folder: Path) -> None:
-    """A root and a key that signs bundles. For development: whoever has these files can update every box built with them."""
+    """A root and a key that signs bundles. For development: whoever has them can update every box built with them."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    run(job, "openssl", "req", "-x509", *new_key, "-keyout", folder / "ca.key", "-out", folder / "ca.pem", "-days", "7300",
-        "-subj", "/CN=EMS development CA", "-addext", "basicConstraints=critical,CA:TRUE",
+    run(job, "openssl", "req", "-x509", *new_key, "-keyout", folder / "ca.key", "-out", folder / "ca.pem",
+        "-days", "7300", "-subj", "/CN=EMS development CA", "-addext", "basicConstraints=critical,CA:TRUE",
         "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
     run(job, "openssl", "req", *new_key, "-keyout", folder / "signing.key", "-out", folder / "signing.csr",
         "-subj", "/CN=EMS development bundles")  # fmt: skip
@@ -518,8 +522,9 @@ def make_authority(job: Job, folder: Path) -> None:
     extensions.write_text(
         "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=emailProtection\n"
     )
-    run(job, "openssl", "x509", "-req", "-in", folder / "signing.csr", "-CA", folder / "ca.pem", "-CAkey", folder / "ca.key",
-        "-CAcreateserial", "-days", "7300", "-extfile", extensions, "-out", folder / "signing.pem")  # fmt: skip
+    run(job, "openssl", "x509", "-req", "-in", folder / "signing.csr", "-CA", folder / "ca.pem", "-CAkey",
+        folder / "ca.key", "-CAcreateserial", "-days", "7300", "-extfile", extensions,
+        "-out", folder / "signing.pem")  # fmt: skip
 
 
 def bundle(job: Job, target: Path) -> None:
@@ -551,9 +556,10 @@ def parts(job: Job, target: Path) -> None:
         purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"
         components.append({"type": "library", "name": name, "version": version, "purl": purl, "hashes": [digest]})
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.epoch))
+    component = {"type": "firmware", "name": job.compatible, "version": job.version}
     document = {
         "bomFormat": "CycloneDX", "specVersion": "1.5", "serialNumber": f"urn:uuid:{_uuid(job.version)}", "version": 1,
-        "metadata": {"timestamp": made, "component": {"type": "firmware", "name": job.compatible, "version": job.version}},
+        "metadata": {"timestamp": made, "component": component},
         "components": components,
     }  # fmt: skip
     target.write_text(json.dumps(document, indent=1) + "\n")
@@ -629,7 +635,7 @@ def job_of(board: str) -> Job:
 def as_root() -> None:
     """Without root the build runs in mmdebstrap's user namespace, which has the ids of /etc/subuid."""
     if os.geteuid():
-        os.execvp("mmdebstrap", ["mmdebstrap", "--unshare-helper", sys.executable, "-m", "image.build", *sys.argv[1:]])
+        os.execvp("mmdebstrap", ["mmdebstrap", "--unshare-helper", sys.executable, *sys.argv])
 
 
 def build(job: Job) -> None:
