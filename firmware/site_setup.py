@@ -108,9 +108,10 @@ def site_of(directory: Path) -> Site | None:
 
 
 def write_run(site: Site | None, directory: Path, run: Path, network: Path) -> None:
-    """The firewall's include, chrony's servers, the network files."""
+    """The firewall's include, chrony's servers, the core of the scan, the network files."""
     (run / "chrony").mkdir(parents=True, exist_ok=True)
     (run / "site.nft").write_text(rules(site))
+    (run / "environment").write_text(f"EMS_RT_CORE={site.rt_core if site else -1}\n")
     servers = "".join(f"server {host} iburst\n" for host in (site.ntp_servers if site else ()))
     (run / "chrony" / "site.sources").write_text(servers)
     shutil.rmtree(network, ignore_errors=True)

@@ -362,7 +362,7 @@ def root_image(job: Job) -> tuple[str, int]:
     """root.img: squashfs and behind it its hash tree; (root hash, where the tree begins)."""
     image = job.paths.work / "root.img"
     run(job, "mksquashfs", job.paths.tree, image, "-quiet", "-no-progress", "-noappend", "-comp", "zstd",
-        "-Xcompression-level", "15", "-b", "256K", "-xattrs", "-processors", "2")  # fmt: skip
+        "-Xcompression-level", "15", "-b", "256K", "-xattrs")  # fmt: skip
     offset = -(-image.stat().st_size // 4096) * 4096
     os.truncate(image, offset)
     told = run(job, "veritysetup", "format", image, image, f"--hash-offset={offset}", f"--salt={SALT}",
@@ -409,9 +409,8 @@ def _uuid(name: str) -> uuid.UUID:
 
 def esp_image(job: Job) -> None:
     work = job.paths.work
-    esp, grub, early, env = work / "esp.img", work / "grub.efi", work / "early.cfg", work / "grubenv"
-    early.write_text("configfile $prefix/grub.cfg\n")
-    run(job, "grub-mkimage", "-O", job.arch.grub, "-o", grub, "-p", "/EFI/ems", "-c", early, *GRUB_MODULES)
+    esp, grub, env = work / "esp.img", work / "grub.efi", work / "grubenv"
+    run(job, "grub-mkimage", "-O", job.arch.grub, "-o", grub, "-p", "/EFI/ems", *GRUB_MODULES)
     run(job, "grub-editenv", env, "create")
     run(job, "grub-editenv", env, "set", "ORDER=A B", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0")
     _empty(esp, ESP_MIB * MIB)

@@ -1,4 +1,4 @@
-"""`make test-image`: the image in a virtual machine, its I/O adapters emulated here and wired to the bench."""
+"""The appliance image in a virtual machine: its I/O adapters are emulated here and wired to the bench."""
 
 from __future__ import annotations
 
