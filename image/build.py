@@ -322,7 +322,7 @@ def configure(job: Job) -> None:
         (job.paths.tree / name).unlink(missing_ok=True)
     check_rules(job)
     profiles = [f"/etc/apparmor.d/{path.name}" for path in sorted((job.paths.tree / "etc/apparmor.d").glob("ems-*"))]
-    chroot(job, "apparmor_parser", "-Q", "-K", "-S", "-o", "/dev/null", *profiles)
+    chroot(job, "apparmor_parser", "-Q", "-K", *profiles)
 
 
 def check_rules(job: Job) -> None:
@@ -337,22 +337,41 @@ def check_rules(job: Job) -> None:
 
 
 def initrd(job: Job, kernel: str) -> None:
-    chroot(job, "mkinitramfs", "-o", "/initrd.img", kernel)
-    (job.paths.tree / "initrd.img").rename(job.paths.work / "initrd")
+    chroot(job, "mkinitramfs", "-o", "/made-initrd", kernel)
+    (job.paths.tree / "made-initrd").rename(job.paths.work / "initrd")
     shutil.copyfile(job.paths.tree / f"boot/vmlinuz-{kernel}", job.paths.work / "vmlinuz")
     shutil.rmtree(job.paths.tree / "boot")
     (job.paths.tree / "boot").mkdir()
 
 
+NOT_IN_THE_IMAGE = (
+    "usr/lib/udev/hwdb.*", "usr/lib/*/gconv", "usr/lib/python3*/test", "usr/lib/python3*/pydoc_data",
+    "usr/lib/python3*/idlelib", "usr/share/initramfs-tools", "etc/initramfs-tools", "usr/share/zoneinfo",
+    "usr/share/bash-completion", "usr/share/zsh", "usr/share/grub/*.pf2",
+    *(f"usr/local/lib/python3*/dist-packages/numpy/{name}" for name in ("f2py", "_core/include", "_core/lib")),
+)  # fmt: skip
+"""Needed by no process of the appliance; what is in /var is under the data partition's."""
+
+
 def clean(job: Job) -> None:
     """What the steps before have left behind, and what only a build needs."""
     tree = job.paths.tree
-    for name in ("var/cache/ldconfig/aux-cache", "etc/.pwd.lock", "vmlinuz", "vmlinuz.old", "initrd.img.old"):
+    for name in (
+        "var/cache/ldconfig/aux-cache",
+        "etc/.pwd.lock",
+        "vmlinuz",
+        "vmlinuz.old",
+        "initrd.img",
+        "initrd.img.old",
+    ):
         (tree / name).unlink(missing_ok=True)
-    for name in ("tmp", "run", "var/tmp", "var/log", "var/cache"):
+    for pattern in NOT_IN_THE_IMAGE:
+        for path in sorted(tree.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in ("tmp", "run", "var"):
         shutil.rmtree(tree / name, ignore_errors=True)
-        (tree / name).mkdir(mode=0o1777 if name.endswith("tmp") else 0o755)
-        (tree / name).chmod(0o1777 if name.endswith("tmp") else 0o755)
+        (tree / name).mkdir()
+        (tree / name).chmod(0o1777 if name == "tmp" else 0o755)
 
 
 # Stage 2: the disk
@@ -362,7 +381,7 @@ def root_image(job: Job) -> tuple[str, int]:
     """root.img: squashfs and behind it its hash tree; (root hash, where the tree begins)."""
     image = job.paths.work / "root.img"
     run(job, "mksquashfs", job.paths.tree, image, "-quiet", "-no-progress", "-noappend", "-comp", "zstd",
-        "-Xcompression-level", "15", "-b", "256K", "-xattrs")  # fmt: skip
+        "-Xcompression-level", "9", "-b", "256K", "-xattrs")  # fmt: skip
     offset = -(-image.stat().st_size // 4096) * 4096
     os.truncate(image, offset)
     told = run(job, "veritysetup", "format", image, image, f"--hash-offset={offset}", f"--salt={SALT}",
