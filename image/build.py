@@ -38,7 +38,7 @@ DATA_TYPE = "6f1b6a1a-4f0e-4d0c-9d55-0d8a5a3e7a10"
 LINUX_TYPE, ESP_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 CMDLINE = (
     "root=/dev/mapper/root rootfstype=squashfs ro panic=5 fsck.mode=skip systemd.gpt_auto=0 apparmor=1 "
-    "security=apparmor loglevel=4 console=tty0 console=ttyS0,115200"
+    "security=apparmor loglevel=4 systemd.show_status=error console=tty0 console=ttyS0,115200"
 )
 GRUB_MODULES = [
     "part_gpt", "fat", "squash4", "normal", "configfile", "linux", "loadenv", "test", "regexp", "echo", "sleep",
@@ -47,6 +47,7 @@ GRUB_MODULES = [
 NOT_AT_RUN_TIME = {"setuptools", "pycparser"}
 """In the lock file because something is built with it."""
 NO_DRIVERS = [
+    "arch/x86/kvm", "virt",
     "drivers/gpu", "drivers/media", "drivers/infiniband", "drivers/staging", "drivers/isdn", "drivers/bluetooth",
     "drivers/nfc", "drivers/net/wireless", "drivers/net/can", "drivers/iio", "drivers/comedi", "drivers/video",
     "drivers/scsi", "drivers/target", "drivers/firewire", "drivers/input/touchscreen", "drivers/accel", "sound",
