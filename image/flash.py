@@ -153,7 +153,7 @@ def _opened(path: Path, flags: int) -> Iterator[BinaryIO]:
         hint = "; run it as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise FlashError(f"DISK = {path}: {error.strerror}{hint}") from error
     with open(fd, "r+b", buffering=0) as disk:
-        yield disk  # type: ignore[misc]
+        yield disk
 
 
 def _blocks(source: BinaryIO) -> Iterator[bytes]:

@@ -93,8 +93,8 @@ class Machine:
         self.swaps.write_text("Filename Type Size Used Priority\n")
         for name, value in (("SYS", self.sys), ("MOUNTS", self.mounts), ("SWAPS", self.swaps)):
             monkeypatch.setattr(flash, name, value)
-        monkeypatch.setattr(flash.stat, "S_ISREG", lambda mode: False)
-        monkeypatch.setattr(flash.stat, "S_ISBLK", lambda mode: True)
+        monkeypatch.setattr("flash.stat.S_ISREG", lambda mode: False)
+        monkeypatch.setattr("flash.stat.S_ISBLK", lambda mode: True)
 
     def disk(self, path: Path, removable: bool = True) -> Path:
         path.write_bytes(b"")

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from firmware.points import PointError
+
 from .smoke import Row, smoke
 from .vm import VmError, accelerated
 
@@ -15,6 +17,12 @@ def table(rows: list[Row]) -> str:
     lines = ["| promise | | observed |", "|---|---|---|"]
     lines += [f"| {row.promise} | {'ok' if row.ok else 'FAILED'} | {row.seen.replace('|', '/')} |" for row in rows]
     return "\n".join(lines)
+
+
+def console(work: Path) -> str:
+    """The end of what the machine said."""
+    path = work / "serial.log"
+    return path.read_text(errors="replace")[-2000:] if path.exists() else ""
 
 
 def main() -> int:
@@ -34,11 +42,9 @@ def main() -> int:
         for row in smoke(args.disk, args.work):
             print(f"  {'ok    ' if row.ok else 'FAILED'} {row.promise}: {row.seen}", flush=True)
             rows.append(row)
-    except Exception as error:
-        print(f"test-image: {error}", file=sys.stderr)
-        if isinstance(error, VmError):
-            return 1
-        raise
+    except (VmError, PointError) as error:
+        print(f"test-image: {error}\n{console(args.work / 'vm')}", file=sys.stderr)
+        return 1
     (args.work / "table.md").write_text(table(rows) + "\n")
     failed = sum(not row.ok for row in rows)
     print(f"{len(rows) - failed} passed, {failed} failed, {time.monotonic() - start:.0f} s; {args.work / 'table.md'}")
