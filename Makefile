@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint format docs check-docs bench prove faults fuzz mutation soak lock clean
+.PHONY: help setup run demo test lint format docs check-docs bench prove faults fuzz mutation soak lock clean image image-reproducible test-image flash
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -72,6 +72,19 @@ check-docs: $(STAMP)  ## fails when a generated document differs from its table,
 
 bench: $(STAMP)  ## measures latencies and throughput against yardsticks; prints ratios (WRITE=1: also docs/performance.md)
 	@exec $(BIN)/python -m tests.bench $(if $(WRITE),--write)
+
+image:  ## the flashable disk and its update bundle in build/image (BOARD=name; EMS_CA_DIR, EMS_MIRROR: docs/image.md)
+	@$(PYTHON) image/build.py $(if $(BOARD),--board $(BOARD))
+
+image-reproducible:  ## builds the image's second stage once more and compares every byte
+	@$(PYTHON) image/build.py $(if $(BOARD),--board $(BOARD)) --reproduce
+
+test-image: $(STAMP)  ## boots the image in a virtual machine and checks what it promises
+	@exec $(BIN)/python -m tests.image
+
+flash:  ## the image onto a disk, verified: make flash DISK=/dev/sdX SEED=folder
+	@test -n "$(DISK)" || { echo "flash: name the disk: make flash DISK=/dev/sdX"; exit 1; }
+	@$(PYTHON) image/flash.py $(DISK) $(if $(SEED),--seed $(SEED))
 
 lock: $(STAMP)  ## renews the lock files from pyproject.toml
 	@$(BIN)/python -m pip install --quiet pip-tools

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 DEV, SYS = Path("/dev"), Path("/sys/bus")
 
 Where = Literal["path", "label", "usb_serial"]
+Kind = Literal["gpio", "i2c", "spidev"]
 Bias = Literal["default", "pull_up", "pull_down", "disable"]
 
 _CHIP_INFO, _LINE_INFO, _SET_CONFIG = 0x8044B401, 0xC100B405, 0xC110B40D
@@ -100,7 +101,7 @@ def read_events(fd: int) -> Iterator[tuple[int, int]]:
         yield int(kind == _RISING), stamp_ns
 
 
-def find(kind: Literal["gpio", "i2c", "spidev"], wanted: Device) -> Path:
+def find(kind: Kind, wanted: Device) -> Path:
     """The device node of a gpiochip, I2C bus or SPI device. Raises NotFound."""
     if wanted.by == "path":
         path = Path(wanted.value)

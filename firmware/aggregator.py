@@ -40,6 +40,7 @@ from drivers.profile import Block, Profile, ProfileError, load
 from drivers.section import SectionError, SectionFile
 from firmware import image
 from firmware.config import ConfigError, config_directory, load_site
+from firmware.notify import Notifier
 from firmware.realtime import use_fifo
 from firmware.reduction import StringPoll, pcs_values, reduce, string_values, wire_cells
 from statemachine.signals import Bms, Pcs
@@ -609,9 +610,10 @@ def main() -> int:
     aggregator.start()
     if not aggregator.hurry():
         print("aggregator: without the right to SCHED_FIFO: a busy machine makes data late", file=sys.stderr)
-    alive = True
+    alive, life = True, Notifier()
     while alive and not ended.wait(0.1):
         alive = aggregator.step()
+        life.tick()
     aggregator.close()
     return 0 if alive else 1
 

@@ -21,6 +21,7 @@ from drivers.section import SectionFile
 
 from . import image
 from .config import ConfigError, Site, config_directory, load_site
+from .notify import Notifier
 from .realtime import STOP_SIGNALS, arrived
 
 PERIOD_NS = 1_000_000_000
@@ -111,12 +112,13 @@ def middle(offsets_ms: Iterable[float]) -> float:
 
 def run(look: Callable[[], None]) -> None:
     """A look a second until SIGTERM or SIGINT, which must be blocked."""
-    deadline = monotonic_ns()
+    deadline, life = monotonic_ns(), Notifier()
     while True:
         left_s = max(0.0, (deadline - monotonic_ns()) / 1e9)
         number = arrived(left_s)
         if not number:
             look()
+            life.tick()
             deadline = max(deadline + PERIOD_NS, monotonic_ns())
         elif number != signal.SIGHUP:
             return

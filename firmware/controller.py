@@ -25,6 +25,7 @@ from statemachine.wear import Wear
 from . import image, store
 from .freeze_frame import FRAME, frame_of, ring_writer
 from .image import Control, Status
+from .notify import Notifier
 from .realtime import pending_stop, prepare, sleep_until
 from .settings_codec import settings_from_json
 from .statistics import Histogram
@@ -216,13 +217,14 @@ class Controller:
 
 def run(controller: Controller) -> None:
     """Scans until SIGTERM; then lets the core ramp down and open before it ends."""
-    deadline, periods, give_up = monotonic_ns() + controller.period_ns, 1, 0
+    deadline, periods, give_up, life = monotonic_ns() + controller.period_ns, 1, 0, Notifier()
     while True:
         sleep_until(deadline)
         woke = monotonic_ns()
         out = controller.scan(periods)
         periods = controller.count(deadline, woke)
         deadline += periods * controller.period_ns
+        life.tick()
         if pending_stop() and not controller.stopping:
             controller.stopping, give_up = True, woke + ORDERLY_STOP_NS
         if controller.stopping and (out.state not in CLOSED | {State.PRECHARGE} or woke > give_up):

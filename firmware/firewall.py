@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .config import ConfigError, Site, config_directory, load_site
 from .store import write_whole
@@ -55,6 +56,7 @@ def rules(site: Site | None) -> str:
             *_set("clients6", "ipv6_addr", [str(net) for net in clients if net.version == 6]),
             *_chain("input", "{ type filter hook input priority filter; policy drop; }", _INPUT),
             *_chain("peers", "", (f"{rule} accept" for rule in (_peers(site) if site else ()))),
+            *_chain("update_server", "", (f"{rule} accept" for rule in (_update_server(site) if site else ()))),
             "",
         )
     )
@@ -84,6 +86,12 @@ def _peers(site: Site) -> Iterator[str]:
             yield f"tcp dport {port}"
             continue
         yield f"{'ip' if address.version == 4 else 'ip6'} daddr {address} tcp dport {port}"
+
+
+def _update_server(site: Site) -> Iterator[str]:
+    """Whom the update agent may reach: the port of update_url, nothing without one."""
+    if site.update_url:
+        yield f"tcp dport {urlsplit(site.update_url).port or 443}"
 
 
 def readable(path: Path) -> Site | None:

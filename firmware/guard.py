@@ -23,6 +23,7 @@ from drivers.board_file import WatchdogSpec, load
 from statemachine.signals import GuardTrip
 
 from . import image
+from .notify import Notifier
 from .realtime import pending_stop, prepare
 from .watchdog import Keeper
 
@@ -121,13 +122,14 @@ class Guard:
 
 def run(guard: Guard, edge_fd: int) -> None:
     """Until SIGTERM."""
-    deadline = monotonic_ns() + TICK_NS
+    deadline, life = monotonic_ns() + TICK_NS, Notifier()
     while not pending_stop():
         left_s = (deadline - monotonic_ns()) / 1e9
         if left_s > 0 and select.select((edge_fd,), (), (), left_s)[0]:
             guard.edges()
             continue
         guard.tick()
+        life.tick()
         deadline = max(deadline + TICK_NS, monotonic_ns())
     guard.farewell()
 

@@ -43,6 +43,7 @@ from .image import (
     writer,
 )  # fmt: skip
 from .journal import ITSELF, Journal
+from .notify import Notifier
 from .store import Saved, load
 from .store import Store as Slots
 
@@ -322,8 +323,10 @@ def main() -> int:
         return 2
     print(f"historian: {logs}/battery.log and cycle.csv; {state}", file=sys.stderr)
     historian.say("started")
+    life = Notifier()
     while not stopping:
         historian.poll()
+        life.tick()
         time.sleep(POLL_S)
     historian.poll()
     historian.say("stopped")

@@ -18,6 +18,7 @@ from drivers.loops import SECTION, pack
 from drivers.section import SectionWriter
 
 from . import image
+from .notify import Notifier
 from .realtime import lock_memory, pending_stop, settle, sleep_until, use_fifo
 
 PRIORITY = 60
@@ -26,12 +27,13 @@ PERIOD_NS = 20_000_000
 
 def run(sampler: LoopSampler, section: SectionWriter) -> None:
     """A round every PERIOD_NS, or as fast as the bus allows, until SIGTERM. The stamp is the start of the round."""
-    deadline = monotonic_ns()
+    deadline, life = monotonic_ns(), Notifier()
     while not pending_stop():
         sleep_until(deadline)
         start_ns = monotonic_ns()
         section.publish(pack(sampler.round()), start_ns)
         gc.collect(0)  # a bus error leaves a cycle, and the collector is off
+        life.tick()
         deadline = max(deadline + PERIOD_NS, monotonic_ns())
 
 

@@ -25,6 +25,7 @@ from .commissioning import configuration
 from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
 from .image import run_directory, writer
 from .models.commissioning import COMMISSIONING_FIRST, COMMISSIONING_MODEL
+from .notify import Notifier
 from .settings_codec import settings_from_json, settings_to_json
 from .tls import Certificates
 
@@ -170,7 +171,7 @@ def run(run_dir: Path, config_dir: Path) -> int:
         return _complain(str(error))
     except OSError as error:
         return _complain(f"{error}; free the port or set EMS_MODBUS_PORT and EMS_MODBUS_TLS_PORT")
-    due_s = monotonic()
+    due_s, life = monotonic(), Notifier()
     while not asked.stop:
         if asked.reload:
             asked.reload = False
@@ -181,6 +182,7 @@ def run(run_dir: Path, config_dir: Path) -> int:
         if now_s >= due_s:
             appliance.tick()
             certificates.tick()
+            life.tick()
             due_s = max(due_s + TICK_S, now_s)
         server.serve(due_s)
     server.close()

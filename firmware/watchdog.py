@@ -1,7 +1,8 @@
 """The hardware watchdog as the guard keeps it, and why the machine started.
 
-It is petted once in PET_TICKS ticks of the guard that had no stall between them: a guard that hangs, dies or crawls is
-followed by a reset of the machine, one that was stopped in order is not. A guard that was killed and is started again
+It is petted once in PET_TICKS ticks of the guard that had no stall between them, and only while the service manager
+answers: a guard that hangs, dies or crawls is followed by a reset of the machine, and so is a manager that has frozen;
+a guard that was stopped in order is not. A guard that was killed and is started again
 within the time-out takes the watchdog over, and nothing is reset.
 
 The boot reason is found once a boot: what the watchdog's chip says, else what the guard of the boot before left in
@@ -21,6 +22,8 @@ from drivers import watchdog
 from drivers.board_file import WatchdogSpec
 from statemachine.signals import BootReason, WatchdogState
 
+from .notify import Manager
+
 PET_TICKS = 400
 FILE = "boot"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -32,6 +35,7 @@ class Keeper:
     def __init__(self, spec: WatchdogSpec | None, directory: Path, say: Callable[[str], None]) -> None:
         self.state, self._say, self._ticks = WatchdogState.NONE, say, 0
         self._dog = self._open(spec) if spec else None
+        self._manager = Manager()
         self._file = directory / FILE
         self.boot_reason = self._found(self._dog.boot_status if self._dog else 0)
 
@@ -40,7 +44,8 @@ class Keeper:
         self._ticks = 0 if stalled else self._ticks + 1
         if self._dog and self._ticks == PET_TICKS:
             self._ticks = 0
-            self._pet(self._dog)
+            if self._manager.answers():
+                self._pet(self._dog)
 
     def close(self) -> None:
         """The orderly end: no reset follows, and the next boot is by command."""

@@ -384,3 +384,25 @@ table inet ems {{
     held = net.run("nft", "list", "table", "inet", "ems", inside=net.here).stdout
     assert "jump peers" in held
     assert "ip daddr 192.168.10.50 tcp dport 502 accept" in held
+
+
+def test_the_update_agent_reaches_the_port_of_its_server_only() -> None:
+    chain = "add rule inet ems update_server"
+    assert chain not in rules(site())
+    given = site(update_url="https://updates.example:8443/ems", update_hosts="updates.example")
+    assert f"{chain} tcp dport 8443 accept" in rules(given)
+    given = site(update_url="https://updates.example/ems", update_hosts="updates.example")
+    assert f"{chain} tcp dport 443 accept" in rules(given)
+
+
+@pytest.mark.skipif(NFT is None, reason="no nft here (Debian: apt install nftables)")
+@pytest.mark.parametrize("given", [site(), site(allowed_clients="10.0.0.1, 10.0.0.0/8, ::1"), None])
+def test_the_whole_rule_set_of_the_image_compiles(tmp_path: Path, given: Site | None) -> None:
+    (tmp_path / "site.nft").write_text(rules(given))
+    text = (Path(__file__).parents[1] / "image/root/etc/nftables.conf").read_text()
+    text = re.sub(r"skuid [a-z_-]+", "skuid 1", text.replace("/run/ems-site", str(tmp_path)))
+    command = ["unshare", "--net", "--map-root-user", str(NFT), "-c", "-f", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if "unshare" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip(f"no network namespace here: {done.stderr.strip()}")
+    assert not done.returncode, done.stderr

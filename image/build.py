@@ -1,0 +1,701 @@
+"""`make image`: the flashable disk, its update bundle and its list of parts, from nothing but package archives.
+
+Stage 1 is a Debian tree, kept in build/image/cache under the hash of packages.txt. Stage 2 lays our files, the locked
+wheels and this repository over it and makes initrd, squashfs, hash tree, boot slots and the GPT disk. Stage 2 gives the
+same bytes for the same inputs: every number is fixed here, every time is the commit's. The bundle is the exception: its
+signature has a time in it.
+
+Variables: EMS_MIRROR (of the Debian archive; the default is mmdebstrap's), EMS_CA_DIR (ca.pem, signing.pem and
+signing.key; without it a throw-away authority is made in build/image/ca), EMS_IMAGE_DIR (build/image).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+REPO = Path(__file__).parents[1]
+HERE = REPO / "image"
+SUITE, PYTHON = "trixie", "3.13"
+MIB = 1 << 20
+ESP_MIB, BOOT_MIB, ROOT_MIB, DATA_MIB = 64, 64, 512, 256
+SALT = "45" * 32
+NAMESPACE = uuid.UUID("5d3b3f0e-6e1c-4a55-9f0a-6c5b1a0e5e01")
+DATA_TYPE = "6f1b6a1a-4f0e-4d0c-9d55-0d8a5a3e7a10"
+"""GPT type of our own, so that nothing mounts it by its type."""
+LINUX_TYPE, ESP_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+CMDLINE = (
+    "root=/dev/mapper/root rootfstype=squashfs ro panic=5 fsck.mode=skip systemd.gpt_auto=0 apparmor=1 "
+    "security=apparmor loglevel=4 systemd.show_status=error console=tty0 console=ttyS0,115200"
+)
+GRUB_MODULES = [
+    "part_gpt", "fat", "squash4", "normal", "configfile", "linux", "loadenv", "test", "regexp", "echo", "sleep",
+    "reboot", "minicmd", "search", "all_video",
+]  # fmt: skip
+NOT_AT_RUN_TIME = {"setuptools", "pycparser"}
+"""In the lock file because something is built with it."""
+NO_DRIVERS = [
+    "arch/x86/kvm", "virt",
+    "drivers/gpu", "drivers/media", "drivers/infiniband", "drivers/staging", "drivers/isdn", "drivers/bluetooth",
+    "drivers/nfc", "drivers/net/wireless", "drivers/net/can", "drivers/iio", "drivers/comedi", "drivers/video",
+    "drivers/scsi", "drivers/target", "drivers/firewire", "drivers/input/touchscreen", "drivers/accel", "sound",
+    "net/bluetooth", "net/wireless", "net/mac80211", "net/sctp", "net/dccp", "net/tipc", "net/batman-adv", "fs/btrfs",
+    "fs/xfs", "fs/ocfs2", "fs/gfs2", "fs/f2fs", "fs/ceph", "fs/smb", "fs/nfs", "fs/nfsd", "fs/ntfs3", "fs/bcachefs",
+]  # fmt: skip
+KEEP_DRIVERS = {"drivers/scsi": ("scsi_mod", "sd_mod", "scsi_common")}
+TOOLS = {
+    "mmdebstrap": "mmdebstrap", "mksquashfs": "squashfs-tools", "veritysetup": "cryptsetup-bin", "rauc": "rauc",
+    "grub-mkimage": "grub-common", "grub-editenv": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
+    "mke2fs": "e2fsprogs", "sfdisk": "fdisk", "openssl": "openssl", "git": "git", "unshare": "util-linux",
+    "dpkg-query": "dpkg", "tar": "tar", "zstd": "zstd",
+}  # fmt: skip
+"""Program -> Debian package."""
+FILES = {"/usr/lib/grub/x86_64-efi": "grub-efi-amd64-bin"}
+
+
+class BuildError(Exception):
+    """The image cannot be built; the text says why and what to do."""
+
+
+class Arch(NamedTuple):
+    debian: str
+    machine: str  # of a wheel's platform tag
+    grub: str
+    efi: str
+
+
+AMD64 = Arch("amd64", "x86_64", "x86_64-efi", "BOOTX64.EFI")
+
+
+class Paths(NamedTuple):
+    """Where things are made. `work` is emptied by stage 2, `cache` is kept."""
+
+    top: Path
+    cache: Path
+    work: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.work / "tree"
+
+
+class Job(NamedTuple):
+    """What is built for whom."""
+
+    arch: Arch
+    board: str
+    version: str
+    epoch: int
+    paths: Paths
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "SOURCE_DATE_EPOCH": str(self.epoch), "E2FSPROGS_FAKE_TIME": str(self.epoch),
+            "TZ": "UTC", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0",
+            "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
+        }  # fmt: skip
+
+    @property
+    def compatible(self) -> str:
+        return f"ems-edge-{self.arch.debian}-{self.board}"
+
+
+def run(job: Job, *command: str | Path, stdin: str | None = None) -> str:
+    """Its output. Raises BuildError with the end of what it said."""
+    done = subprocess.run(
+        [str(part) for part in command], env=job.environ, input=stdin, capture_output=True, text=True, errors="replace",
+        stdin=subprocess.DEVNULL if stdin is None else None,
+    )  # fmt: skip
+    if done.returncode:
+        tail = "\n  ".join((done.stdout + done.stderr).strip().splitlines()[-25:])
+        raise BuildError(f"{' '.join(map(str, command))[:300]}: exit code {done.returncode}\n  {tail}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def step(name: str, *made: Path) -> Iterator[None]:
+    """Prints the name, then seconds and the sizes of what was made."""
+    print(f"  {name:38}", end="", flush=True)
+    start = time.monotonic()
+    yield
+    sizes = ", ".join(f"{path.name} {_size(path)}" for path in made if path.exists())
+    print(f"{time.monotonic() - start:7.1f} s  {sizes}", flush=True)
+
+
+def _size(path: Path) -> str:
+    stat = path.stat()
+    held = stat.st_blocks * 512
+    return f"{stat.st_size / MIB:.1f} MiB" + (f" ({held / MIB:.0f} on disk)" if held < stat.st_size * 0.9 else "")
+
+
+def missing_tools(environ_path: str) -> list[tuple[str, str]]:
+    """(program or folder, Debian package) that this machine lacks."""
+    path = f"{environ_path}:/usr/sbin:/sbin"
+    found = [(name, package) for name, package in TOOLS.items() if not shutil.which(name, path=path)]
+    return found + [(name, package) for name, package in FILES.items() if not Path(name).is_dir()]
+
+
+def require_tools() -> None:
+    """Raises BuildError naming all that is missing and how to get it."""
+    if lacking := missing_tools(os.environ.get("PATH", "")):
+        names, packages = ", ".join(name for name, _ in lacking), " ".join(sorted({package for _, package in lacking}))
+        raise BuildError(f"missing on this machine: {names}\n  apt-get install --no-install-recommends {packages}")
+
+
+# Stage 1
+
+
+def packages(arch: Arch) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in (HERE / "packages.txt").read_text().splitlines())
+    return [line.format(arch=arch.debian) for line in lines if line]
+
+
+def base_tree(job: Job) -> Path:
+    """The cached tar of Debian's packages."""
+    key = hashlib.sha256("\n".join([SUITE, job.arch.debian, *packages(job.arch)]).encode()).hexdigest()[:16]
+    base = job.paths.cache / f"base-{job.arch.debian}-{key}.tar"
+    if base.exists():
+        return base
+    new = base.with_suffix(".new.tar")
+    excludes = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
+                "/usr/share/lintian/*", "/usr/share/bug/*", "/etc/kernel/postinst.d/initramfs-tools")  # fmt: skip
+    mirror = os.environ.get("EMS_MIRROR")
+    with step("Debian packages (once)", base):
+        run(
+            job, "mmdebstrap", "--variant=essential", f"--architectures={job.arch.debian}",
+            "--skip=essential/unlink,download/empty", f"--include={','.join(packages(job.arch))}",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in excludes),
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+            "--aptopt=Acquire::Retries 5", SUITE, new, *([mirror] if mirror else []),
+        )  # fmt: skip
+        new.rename(base)
+    return base
+
+
+# Stage 2: the tree
+
+
+def unpack(job: Job, base: Path) -> None:
+    shutil.rmtree(job.paths.work, ignore_errors=True)
+    job.paths.tree.mkdir(parents=True)
+    run(job, "tar", "-xf", base, "-C", job.paths.tree, "--exclude=./dev/*", "--numeric-owner", "--xattrs")
+    for name in ("var/cache/apt", "var/lib/apt", "var/log", "usr/share/doc/python3", "etc/apparmor.d"):
+        shutil.rmtree(job.paths.tree / name, ignore_errors=True)
+    for path in sorted((job.paths.tree / "usr/share/doc").glob("*/*")):
+        if path.name != "copyright":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def restore_apparmor(job: Job, base: Path) -> None:
+    """Only tunables and abstractions of Debian's AppArmor: its profiles would all be loaded."""
+    run(job, "tar", "-xf", base, "-C", job.paths.tree, "--wildcards", "./etc/apparmor.d/abi*",
+        "./etc/apparmor.d/abstractions*", "./etc/apparmor.d/tunables*")  # fmt: skip
+
+
+def thin_kernel(job: Job) -> str:
+    """Removes drivers that no rack controller has; the kernel's version."""
+    (modules,) = (job.paths.tree / "usr/lib/modules").iterdir()
+    for folder in NO_DRIVERS:
+        top = modules / "kernel" / folder
+        for path in sorted(top.rglob("*.ko*")) if top.exists() else ():
+            if path.name.partition(".")[0] not in KEEP_DRIVERS.get(folder, ()):
+                path.unlink()
+    chroot(job, "depmod", "-a", modules.name)
+    return modules.name
+
+
+def chroot(job: Job, *command: str) -> None:
+    """In the tree, with /proc and a /dev of five nodes, in namespaces of its own."""
+    script = (
+        'set -e; cd "$0"; mount -t tmpfs tmpfs dev; mkdir dev/shm; ln -s /proc/self/fd dev/fd; '
+        "for node in null zero full random urandom; do : > dev/$node; mount --bind /dev/$node dev/$node; done; "
+        'mount -t proc proc proc; exec chroot . "$@"'
+    )
+    run(
+        job,
+        "unshare",
+        "--mount",
+        "--pid",
+        "--net",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        script,
+        job.paths.tree,
+        *command,
+    )
+
+
+def overlay(job: Job) -> None:
+    """image/root over the tree, with @NAMES@ replaced."""
+    values = {"COMPATIBLE": job.compatible, "BOARD": job.board, "VERSION": job.version}
+    for source in sorted((HERE / "root").rglob("*")):
+        target = job.paths.tree / source.relative_to(HERE / "root")
+        if source.is_symlink():
+            target.unlink(missing_ok=True)
+            target.symlink_to(os.readlink(source))
+        elif source.is_dir():
+            target.mkdir(exist_ok=True)
+        elif source.name != ".keep":
+            target.unlink(missing_ok=True)
+            target.write_bytes(_filled(source.read_bytes(), values))
+            target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+    (job.paths.tree / "usr/lib/ems/version").write_text(f"{job.version}\n")
+    shutil.copyfile(authority(job) / "ca.pem", job.paths.tree / "etc/rauc/ca.pem")
+
+
+def _filled(text: bytes, values: Mapping[str, str]) -> bytes:
+    for name, value in values.items():
+        text = text.replace(f"@{name}@".encode(), value.encode())
+    return text
+
+
+def wheels(job: Job) -> list[Path]:
+    """The locked wheels for the image's Python, by hash, kept in the cache."""
+    lock = (REPO / "requirements.lock").read_bytes()
+    folder = job.paths.cache / f"wheels-{job.arch.debian}-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not folder.is_dir():
+        new = folder.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        platforms = [f"--platform=manylinux_2_{n}_{job.arch.machine}" for n in (17, 27, 28, 34)]
+        with step("wheels (once)"):
+            run(
+                job, sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
+                "--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms,
+                f"--platform=manylinux2014_{job.arch.machine}", f"--dest={new}", "-r", REPO / "requirements.lock",
+            )  # fmt: skip
+            new.rename(folder)
+    return [path for path in sorted(folder.glob("*.whl")) if path.name.partition("-")[0].lower() not in NOT_AT_RUN_TIME]
+
+
+def site_packages(job: Job) -> Path:
+    return job.paths.tree / f"usr/local/lib/python{PYTHON}/dist-packages"
+
+
+def python_packages(job: Job) -> None:
+    """Wheels, then ours, then the commands."""
+    site = site_packages(job)
+    site.mkdir(parents=True, exist_ok=True)
+    for wheel in wheels(job):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site, [name for name in archive.namelist() if "/tests/" not in name])
+    for package in ("firmware", "drivers", "statemachine"):
+        shutil.copytree(REPO / package, site / package, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("control", "diag", "tool"):
+        command = job.paths.tree / f"usr/bin/ems-{name}"
+        command.write_text(
+            f"#!/usr/bin/python3 -I\nimport sys\nfrom firmware.ems_{name} import main\nsys.exit(main())\n"
+        )
+        command.chmod(0o755)
+    for path in site.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    modules = [f"firmware.{path.stem}" for path in sorted((REPO / "firmware").glob("*.py")) if path.stem in RUNS]
+    chroot(job, "/usr/bin/python3", "-I", "-B", "-c", f"import {', '.join(modules)}")
+    libraries = (f"/usr/lib/python{PYTHON}", f"/usr/local/lib/python{PYTHON}")
+    chroot(job, "/usr/bin/python3", "-m", "compileall", "-q", "-f", "-j1", "--invalidation-mode=unchecked-hash",
+           "-x", "/(idlelib|test|pydoc_data)/", *libraries)  # fmt: skip
+
+
+RUNS = {"aggregator", "clock", "controller", "ems_control", "ems_diag", "ems_tool", "guard", "historian",
+        "safe_outputs", "sampler", "server", "site_setup"}  # fmt: skip
+
+
+def configure(job: Job) -> None:
+    """Users, what is enabled, and the checks that a wrong file fails here and not at a rack."""
+    chroot(job, "systemd-sysusers")
+    chroot(job, "systemctl", "preset-all")
+    for name in ("etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/resolv.conf"):
+        (job.paths.tree / name).unlink(missing_ok=True)
+    check_rules(job)
+    profiles = [f"/etc/apparmor.d/{path.name}" for path in sorted((job.paths.tree / "etc/apparmor.d").glob("ems-*"))]
+    chroot(job, "apparmor_parser", "-Q", "-K", *profiles)
+
+
+def check_rules(job: Job) -> None:
+    """`nft -c` of the rules with the factory's site.conf."""
+    script = (
+        "from pathlib import Path; from firmware.config import Site; from firmware.firewall import rules; "
+        "Path('/run/ems-site').mkdir(parents=True); Path('/run/ems-site/site.nft').write_text(rules(Site()))"
+    )
+    chroot(job, "/usr/bin/python3", "-I", "-B", "-c", script)
+    chroot(job, "nft", "-c", "-f", "/etc/nftables.conf")
+    shutil.rmtree(job.paths.tree / "run/ems-site")
+
+
+def initrd(job: Job, kernel: str) -> None:
+    chroot(job, "mkinitramfs", "-o", "/made-initrd", kernel)
+    (job.paths.tree / "made-initrd").rename(job.paths.work / "initrd")
+    shutil.copyfile(job.paths.tree / f"boot/vmlinuz-{kernel}", job.paths.work / "vmlinuz")
+    shutil.rmtree(job.paths.tree / "boot")
+    (job.paths.tree / "boot").mkdir()
+
+
+NOT_IN_THE_IMAGE = (
+    "usr/lib/udev/hwdb.*", "usr/lib/*/gconv", "usr/lib/python3*/test", "usr/lib/python3*/pydoc_data",
+    "usr/lib/python3*/idlelib", "usr/share/initramfs-tools", "etc/initramfs-tools", "usr/share/zoneinfo",
+    "usr/share/bash-completion", "usr/share/zsh", "usr/share/grub/*.pf2", "usr/bin/perl*",
+    "usr/lib/*/perl-base", "usr/share/perl5", "usr/sbin/grub-*", "usr/bin/grub-[!e]*",
+    *(f"usr/local/lib/python3*/dist-packages/numpy/{name}" for name in ("f2py", "_core/include", "_core/lib")),
+)  # fmt: skip
+"""Needed by no process of the appliance; what is in /var is under the data partition's."""
+
+
+def clean(job: Job) -> None:
+    """What the steps before have left behind, and what only a build needs."""
+    tree = job.paths.tree
+    for name in (
+        "var/cache/ldconfig/aux-cache",
+        "etc/.pwd.lock",
+        "vmlinuz",
+        "vmlinuz.old",
+        "initrd.img",
+        "initrd.img.old",
+    ):
+        (tree / name).unlink(missing_ok=True)
+    for pattern in NOT_IN_THE_IMAGE:
+        for path in sorted(tree.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in ("tmp", "run", "var"):
+        shutil.rmtree(tree / name, ignore_errors=True)
+        (tree / name).mkdir()
+        (tree / name).chmod(0o1777 if name == "tmp" else 0o755)
+
+
+# Stage 2: the disk
+
+
+def root_image(job: Job) -> tuple[str, int]:
+    """root.img: squashfs and behind it its hash tree; (root hash, where the tree begins)."""
+    image = job.paths.work / "root.img"
+    run(job, "mksquashfs", job.paths.tree, image, "-quiet", "-no-progress", "-noappend", "-comp", "zstd",
+        "-Xcompression-level", "9", "-b", "256K", "-xattrs")  # fmt: skip
+    offset = -(-image.stat().st_size // 4096) * 4096
+    os.truncate(image, offset)
+    told = run(job, "veritysetup", "format", image, image, f"--hash-offset={offset}", f"--salt={SALT}",
+               f"--uuid={_uuid('verity')}")  # fmt: skip
+    (found,) = (line.split()[-1] for line in told.splitlines() if line.startswith("Root hash"))
+    _fits(image, ROOT_MIB)
+    return found, offset
+
+
+def boot_image(job: Job, root_hash: str, offset: int) -> None:
+    """boot.img: kernel, initrd and what GRUB must know of the root of the same slot. GRUB reads no zstd."""
+    boot, image = job.paths.work / "boot", job.paths.work / "boot.img"
+    boot.mkdir()
+    for name in ("vmlinuz", "initrd"):
+        shutil.copyfile(job.paths.work / name, boot / name)
+    (boot / "slot.cfg").write_text(
+        f'set roothash={root_hash}\nset hashoffset={offset}\nset cmdline="{CMDLINE}"\nset version={job.version}\n'
+    )
+    run(
+        job,
+        "mksquashfs",
+        boot,
+        image,
+        "-quiet",
+        "-no-progress",
+        "-noappend",
+        "-all-root",
+        "-noI",
+        "-noD",
+        "-noF",
+        "-noX",
+    )
+    _fits(image, BOOT_MIB)
+
+
+def _fits(image: Path, mib: int) -> None:
+    if image.stat().st_size > mib * MIB:
+        raise BuildError(f"{image.name} has {image.stat().st_size / MIB:.1f} MiB; its slot has {mib}")
+
+
+def _uuid(name: str) -> uuid.UUID:
+    return uuid.uuid5(NAMESPACE, name)
+
+
+def esp_image(job: Job) -> None:
+    work = job.paths.work
+    esp, grub, env = work / "esp.img", work / "grub.efi", work / "grubenv"
+    run(job, "grub-mkimage", "-O", job.arch.grub, "-o", grub, "-p", "/EFI/ems", *GRUB_MODULES)
+    run(job, "grub-editenv", env, "create")
+    run(job, "grub-editenv", env, "set", "ORDER=A B", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0")
+    _empty(esp, ESP_MIB * MIB)
+    run(job, "mkfs.vfat", "--invariant", "-F", "32", "-i", "0E35ED6E", "-n", "EMS", esp)
+    run(job, "mmd", "-i", esp, "::EFI", "::EFI/BOOT", "::EFI/ems")
+    cfg = work / "grub.cfg"
+    shutil.copyfile(HERE / "grub.cfg", cfg)
+    for source, target in ((grub, f"EFI/BOOT/{job.arch.efi}"), (cfg, "EFI/ems/grub.cfg"), (env, "EFI/ems/grubenv")):
+        os.utime(source, (job.epoch, job.epoch))
+        run(job, "mcopy", "-m", "-i", esp, source, f"::{target}")
+
+
+def data_image(job: Job) -> None:
+    """The folders that are bound into the tree, owned as there."""
+    skeleton, image = job.paths.work / "data", job.paths.work / "data.img"
+    for name, mode in (("ems", 0o750), ("var", 0o755)):
+        (skeleton / name).mkdir(parents=True)
+        (skeleton / name).chmod(mode)
+    os.chown(skeleton / "ems", 0, EMS_GID)
+    skeleton.chmod(0o755)
+    for path in (*skeleton.iterdir(), skeleton):
+        os.utime(path, (job.epoch, job.epoch))
+    _empty(image, DATA_MIB * MIB)
+    run(job, "mke2fs", "-q", "-t", "ext4", "-d", skeleton, "-L", "data", "-U", str(_uuid("data")), "-m", "1",
+        "-E", f"hash_seed={_uuid('hash')},lazy_itable_init=0,lazy_journal_init=0", image)  # fmt: skip
+
+
+EMS_GID = 800
+
+
+def _empty(path: Path, size: int) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+class Partition(NamedTuple):
+    name: str
+    mib: int
+    type: str
+    content: str | None
+
+
+PARTITIONS = (
+    Partition("esp", ESP_MIB, ESP_TYPE, "esp.img"),
+    Partition("boot-a", BOOT_MIB, LINUX_TYPE, "boot.img"),
+    Partition("boot-b", BOOT_MIB, LINUX_TYPE, None),
+    Partition("root-a", ROOT_MIB, LINUX_TYPE, "root.img"),
+    Partition("root-b", ROOT_MIB, LINUX_TYPE, None),
+    Partition("data", DATA_MIB, DATA_TYPE, "data.img"),
+)
+"""In their order on the disk. GRUB counts on boot-a and boot-b being the second and the third."""
+
+
+def disk_image(job: Job) -> Path:
+    disk, start = job.paths.top / "disk.img", 1
+    _empty(disk, (sum(part.mib for part in PARTITIONS) + 2) * MIB)
+    script = [f"label: gpt\nlabel-id: {_uuid('disk')}"]
+    for part in PARTITIONS:
+        size = f"start={start}MiB, size={part.mib}MiB"
+        script.append(f"{size}, type={part.type}, uuid={_uuid(part.name)}, name={part.name}")
+        if part.content:
+            _put(job.paths.work / part.content, disk, start * MIB)
+        start += part.mib
+    run(job, "sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk, stdin="\n".join(script) + "\n")
+    return disk
+
+
+def _put(source: Path, disk: Path, at: int) -> None:
+    """Holes stay holes."""
+    with source.open("rb") as src, disk.open("r+b") as dst:
+        for block, data in enumerate(iter(lambda: src.read(MIB), b"")):
+            if data.count(0) != len(data):
+                dst.seek(at + block * MIB)
+                dst.write(data)
+
+
+# What comes with the disk
+
+
+def authority(job: Job) -> Path:
+    """EMS_CA_DIR, or a throw-away authority beside the image."""
+    if given := os.environ.get("EMS_CA_DIR"):
+        folder = Path(given)
+        if lacking := [name for name in CA_FILES if not (folder / name).is_file()]:
+            raise BuildError(f"EMS_CA_DIR = {given}: there is no {', '.join(lacking)}; it needs {', '.join(CA_FILES)}")
+        return folder
+    folder = job.paths.top / "ca"
+    if not all((folder / name).is_file() for name in CA_FILES):
+        make_authority(job, folder)
+    return folder
+
+
+CA_FILES = ("ca.pem", "signing.pem", "signing.key")
+
+
+def make_authority(job: Job, folder: Path) -> None:
+    """A root and a key that signs bundles. For development: whoever has them can update every box built with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    run(job, "openssl", "req", "-x509", *new_key, "-keyout", folder / "ca.key", "-out", folder / "ca.pem",
+        "-days", "7300", "-subj", "/CN=EMS development CA", "-addext", "basicConstraints=critical,CA:TRUE",
+        "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
+    run(job, "openssl", "req", *new_key, "-keyout", folder / "signing.key", "-out", folder / "signing.csr",
+        "-subj", "/CN=EMS development bundles")  # fmt: skip
+    extensions = folder / "signing.ext"
+    extensions.write_text(
+        "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=emailProtection\n"
+    )
+    run(job, "openssl", "x509", "-req", "-in", folder / "signing.csr", "-CA", folder / "ca.pem", "-CAkey",
+        folder / "ca.key", "-CAcreateserial", "-days", "7300", "-extfile", extensions,
+        "-out", folder / "signing.pem")  # fmt: skip
+
+
+def bundle(job: Job, target: Path) -> None:
+    """root.img and boot.img as an update, signed."""
+    content, ca = job.paths.work / "bundle", authority(job)
+    content.mkdir()
+    for name in ("root.img", "boot.img"):
+        os.link(job.paths.work / name, content / name)
+    (content / "manifest.raucm").write_text(
+        f"[update]\ncompatible={job.compatible}\nversion={job.version}\n\n[bundle]\nformat=verity\n\n"
+        "[image.rootfs]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n"
+    )
+    target.unlink(missing_ok=True)
+    run(job, "rauc", "bundle", f"--cert={ca / 'signing.pem'}", f"--key={ca / 'signing.key'}", content, target)
+
+
+def parts(job: Job, target: Path) -> None:
+    """CycloneDX: Debian's packages as they are in the tree, and the wheels with their hashes."""
+    fields = "${Package}\t${Version}\t${Architecture}\t${source:Package}\n"
+    listed = run(job, "dpkg-query", f"--admindir={job.paths.tree / 'var/lib/dpkg'}", "-W", f"-f={fields}")
+    components: list[dict[str, object]] = []
+    for name, version, arch, source in sorted(line.split("\t") for line in listed.splitlines()):
+        purl = f"pkg:deb/debian/{name}@{version}?arch={arch}&distro={SUITE}"
+        properties = [{"name": "debian:source", "value": source}]
+        components.append({"type": "library", "name": name, "version": version, "purl": purl, "properties": properties})
+    for wheel in wheels(job):
+        name, version = wheel.name.split("-")[:2]
+        digest = {"alg": "SHA-256", "content": hashlib.sha256(wheel.read_bytes()).hexdigest()}
+        purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"
+        components.append({"type": "library", "name": name, "version": version, "purl": purl, "hashes": [digest]})
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.epoch))
+    component = {"type": "firmware", "name": job.compatible, "version": job.version}
+    document = {
+        "bomFormat": "CycloneDX", "specVersion": "1.5", "serialNumber": f"urn:uuid:{_uuid(job.version)}", "version": 1,
+        "metadata": {"timestamp": made, "component": component},
+        "components": components,
+    }  # fmt: skip
+    target.write_text(json.dumps(document, indent=1) + "\n")
+
+
+# The whole
+
+
+def stage2(job: Job, base: Path) -> None:
+    """Everything that carries this repository."""
+    top, work = job.paths.top, job.paths.work
+    os.umask(0o022)
+    with step("base tree"):
+        unpack(job, base)
+        restore_apparmor(job, base)
+    with step("kernel modules"):
+        kernel = thin_kernel(job)
+    with step("our files"):
+        overlay(job)
+    wheels(job)
+    with step("Python packages, compiled"):
+        python_packages(job)
+    with step("users, units, firewall, profiles"):
+        configure(job)
+    with step("list of parts", top / "sbom.cdx.json"):
+        parts(job, top / "sbom.cdx.json")
+    with step("initrd", work / "initrd", work / "vmlinuz"):
+        initrd(job, kernel)
+    clean(job)
+    with step("root and its hash tree", work / "root.img"):
+        root_hash, offset = root_image(job)
+    with step("boot", work / "boot.img"):
+        boot_image(job, root_hash, offset)
+    with step("ESP and data"):
+        esp_image(job)
+        data_image(job)
+    with step("disk", top / "disk.img"):
+        disk_image(job)
+
+
+OUTPUTS = ("disk.img", "root.img", "boot.img", "initrd", "sbom.cdx.json")
+"""Bit-identical for the same base tree, wheels and commit."""
+
+
+def digests(job: Job) -> dict[str, str]:
+    found = {}
+    for name in OUTPUTS:
+        path = next(folder / name for folder in (job.paths.top, job.paths.work) if (folder / name).exists())
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def commit(*what: str) -> str:
+    try:
+        return subprocess.run(["git", "-C", REPO, *what], check=True, capture_output=True, text=True).stdout.strip()
+    except subprocess.CalledProcessError as error:
+        raise BuildError(
+            f"git {' '.join(what)}: {error.stderr.strip()}; the image's times and version come from git"
+        ) from error
+
+
+def job_of(board: str) -> Job:
+    top = Path(os.environ.get("EMS_IMAGE_DIR") or REPO / "build/image").absolute()
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or commit("log", "-1", "--format=%ct"))
+    dirty = "-dirty" if commit("status", "--porcelain") else ""
+    version = f"{time.strftime('%Y%m%d', time.gmtime(epoch))}-{commit('rev-parse', '--short=10', 'HEAD')}{dirty}"
+    for name in ("cache", "work"):
+        (top / name).mkdir(parents=True, exist_ok=True)
+    return Job(AMD64, board, version, epoch, Paths(top, top / "cache", top / "work"))
+
+
+def as_root() -> None:
+    """Without root the build runs in mmdebstrap's user namespace, which has the ids of /etc/subuid."""
+    if os.geteuid():
+        os.execvp("mmdebstrap", ["mmdebstrap", "--unshare-helper", sys.executable, *sys.argv])
+
+
+def build(job: Job) -> None:
+    start = time.monotonic()
+    print(f"image {job.compatible} {job.version} in {job.paths.top}", flush=True)
+    stage2(job, base_tree(job))
+    target = job.paths.top / "update.raucb"
+    with step("update bundle", target):
+        bundle(job, target)
+    (job.paths.top / "digests.json").write_text(json.dumps(digests(job), indent=1) + "\n")
+    print(f"image: {job.paths.top / 'disk.img'} after {time.monotonic() - start:.0f} s")
+
+
+def compare(job: Job) -> int:
+    """Builds stage 2 again and holds it against the image that is there."""
+    before = json.loads((job.paths.top / "digests.json").read_text())
+    stage2(job, base_tree(job))
+    after = digests(job)
+    for name in OUTPUTS:
+        print(f"  {name:16} {'identical' if before[name] == after[name] else 'DIFFERS'}  {after[name][:16]}")
+    return int(before != after)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Builds the appliance image.")
+    parser.add_argument("--board", default="cp2112", help="a board file's name; the update bundle is for it only")
+    parser.add_argument("--reproduce", action="store_true", help="stage 2 once more, compared bit by bit")
+    args = parser.parse_args()
+    try:
+        require_tools()
+        as_root()
+        job = job_of(args.board)
+        if args.reproduce:
+            return compare(job)
+        build(job)
+    except BuildError as error:
+        print(f"\nimage: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`python -m tests.image`: boots what `make image` has built and prints what it shows; exit 1: a promise failed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from firmware.points import PointError
+
+from .smoke import Row, smoke
+from .vm import VmError, accelerated
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| promise | | observed |", "|---|---|---|"]
+    lines += [f"| {row.promise} | {'ok' if row.ok else 'FAILED'} | {row.seen.replace('|', '/')} |" for row in rows]
+    return "\n".join(lines)
+
+
+def console(work: Path) -> str:
+    """The end of what the machine said."""
+    path = work / "serial.log"
+    return path.read_text(errors="replace")[-2000:] if path.exists() else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The appliance image in a virtual machine.")
+    parser.add_argument("--disk", type=Path, default=Path("build/image/disk.img"))
+    parser.add_argument("--work", type=Path, default=Path("build/image/test"))
+    args = parser.parse_args()
+    if not args.disk.exists():
+        print(f"test-image: {args.disk} does not exist; make image builds it", file=sys.stderr)
+        return 2
+    print(
+        f"booting {args.disk}, {'accelerated' if accelerated() else 'without acceleration: this takes minutes'}",
+        flush=True,
+    )
+    start, rows = time.monotonic(), []
+    try:
+        for row in smoke(args.disk, args.work):
+            print(f"  {'ok    ' if row.ok else 'FAILED'} {row.promise}: {row.seen}", flush=True)
+            rows.append(row)
+    except (VmError, PointError) as error:
+        print(f"test-image: {error}\n{console(args.work / 'vm')}", file=sys.stderr)
+        return 1
+    (args.work / "table.md").write_text(table(rows) + "\n")
+    failed = sum(not row.ok for row in rows)
+    print(f"{len(rows) - failed} passed, {failed} failed, {time.monotonic() - start:.0f} s; {args.work / 'table.md'}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The recipe of the image, as far as it can be judged without building it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import build
+import pytest
+
+ROOT = Path(__file__).parents[1] / "image" / "root"
+UNITS = ROOT / "usr/lib/systemd/system"
+GRUB = (ROOT.parent / "grub.cfg").read_text()
+PROCESSES = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
+MOST_EXPOSED = 2.0
+
+
+@pytest.mark.parametrize("path", sorted(UNITS.glob("*.service")), ids=lambda path: path.name)
+def test_every_program_of_a_unit_is_there(path: Path) -> None:
+    for command in re.findall(r"^Exec\w+=\+?(.*)$", path.read_text(), re.M):
+        if found := re.search(r"-m (firmware\.\w+)", command):
+            assert importlib.util.find_spec(found[1]), command
+        elif command.startswith("/usr/lib/ems/"):
+            assert os.access(ROOT / command.lstrip("/"), os.X_OK), command
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_process_has_a_unit_a_user_a_profile_and_its_own_file_only(name: str) -> None:
+    assert (UNITS / f"ems-{name}.service").exists()
+    assert re.search(rf"^u ems-{name}\s+\d+:800 ", (ROOT / "usr/lib/sysusers.d/ems.conf").read_text(), re.M)
+    profile = (ROOT / f"etc/apparmor.d/ems-{name}").read_text()
+    assert f"profile ems-{name} {{" in profile
+    assert re.findall(r"/run/ems/(\S+\.img) rwk,", profile) == [f"{name}.img"]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze here")
+@pytest.mark.parametrize("name", PROCESSES)
+def test_no_unit_is_more_exposed_than_promised(name: str) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", f"--root={ROOT}", f"ems-{name}.service", "--no-pager"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Overall exposure level for .*: ([\d.]+)", told)
+    assert found, told
+    assert float(found[1]) <= MOST_EXPOSED
+
+
+def test_nothing_may_ask_for_a_login() -> None:
+    masked = {path.name for path in (ROOT / "etc/systemd/system").iterdir() if path.is_symlink()}
+    assert {"getty.target", "getty@.service", "serial-getty@.service", "debug-shell.service"} <= masked
+    assert not any("ssh" in package for package in build.packages(build.AMD64))
+
+
+def test_a_repair_shell_is_a_reboot() -> None:
+    for name in ("emergency", "rescue"):
+        text = (ROOT / f"etc/systemd/system/{name}.service.d/ems.conf").read_text()
+        assert "SuccessAction=reboot-force" in text
+
+
+def test_the_partitions_that_the_boot_loader_counts_on_are_where_it_looks() -> None:
+    names = [part.name for part in build.PARTITIONS]
+    assert (names.index("boot-a") + 1, names.index("boot-b") + 1) == (2, 3)
+    assert "set part=gpt2; set rauc=A" in GRUB
+    assert "set part=gpt3; set rauc=B" in GRUB
+
+
+def test_missing_tools_are_all_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "TOOLS", {"no-such-program": "its-package", "sh": "dash"})
+    monkeypatch.setattr(build, "FILES", {"/no/such/folder": "another"})
+    assert build.missing_tools("/bin") == [("no-such-program", "its-package"), ("/no/such/folder", "another")]
+    with pytest.raises(build.BuildError, match=r"no-such-program, /no/such/folder\n.*another its-package"):
+        build.require_tools()
+
+
+def test_an_authority_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ca.pem").write_text("")
+    monkeypatch.setenv("EMS_CA_DIR", str(tmp_path))
+    job = build.Job(build.AMD64, "cp2112", "1", 0, build.Paths(tmp_path, tmp_path, tmp_path))
+    with pytest.raises(build.BuildError, match=r"there is no signing\.pem, signing\.key"):
+        build.authority(job)
+
+
+@pytest.mark.skipif(not shutil.which("grub-script-check"), reason="no grub-script-check here")
+def test_grub_reads_its_configuration() -> None:
+    subprocess.run(["grub-script-check", ROOT.parent / "grub.cfg"], check=True)
+
+
+def boot(**environment: object) -> tuple[str, dict[str, str]]:
+    """The slot that grub.cfg chooses (empty: it reboots) and the environment it leaves; its words are those of sh."""
+    chosen = GRUB[GRUB.index("set slot=") : GRUB.index('if [ "$slot" = "a" ]')]
+    script = re.sub(r"\bset (?=\w+=)", "", chosen)
+    names = ("ORDER", "A_OK", "A_TRY", "B_OK", "B_TRY")
+    stubs = "load_env() { :; }; save_env() { :; }; sleep() { :; }\n"
+    tell = "echo " + " ".join(f"{name}=\\'${name}\\'" for name in ("slot", *names))
+    script = f"{stubs}reboot() {{ {tell}; exit; }}\n{script}\n{tell}\n"
+    given = {name: str(value) for name, value in environment.items()}
+    told = subprocess.run(["sh", "-c", script], env=given, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(\w+)='([^']*)'", told))
+    return found.pop("slot"), found
+
+
+FRESH: dict[str, object] = {"ORDER": "A B", "A_OK": 1, "A_TRY": 0, "B_OK": 0, "B_TRY": 0}
+
+
+def test_the_shipped_environment_boots_the_first_slot_and_counts() -> None:
+    slot, left = boot(**FRESH)
+    assert (slot, left["A_TRY"], left["B_TRY"]) == ("a", "1", "0")
+
+
+def test_a_slot_gets_three_tries_and_then_the_other_one_is_next() -> None:
+    environment: dict[str, object] = {"ORDER": "B A", "A_OK": 1, "A_TRY": 0, "B_OK": 1, "B_TRY": 0}
+    slots = []
+    for _ in range(7):
+        slot, left = boot(**environment)
+        slots.append(slot)
+        environment = {**left}
+    assert slots == ["b", "b", "b", "a", "a", "a", ""]
+    assert boot(**environment)[0] == "b"  # and again from the start
+
+
+def test_a_slot_that_is_marked_bad_is_not_tried() -> None:
+    assert boot(**{**FRESH, "ORDER": "B A"})[0] == "a"
+
+
+@pytest.mark.parametrize("damaged", [{"A_OK": 0}, {"ORDER": "", "A_OK": ""}, {"A_TRY": ""}])
+def test_no_environment_ends_in_a_halt(damaged: dict[str, object]) -> None:
+    environment: dict[str, object] = {**FRESH, **damaged}
+    for _ in range(3):
+        slot, left = boot(**environment)
+        if slot:
+            return
+        environment = {**left}
+    raise AssertionError(environment)

@@ -1,0 +1,115 @@
+"""What the appliance does with the site's files before anything listens."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from firmware import site_setup
+from firmware.config import FILES, load_site
+from firmware.site_setup import SeedError, keep_machine_id, site_of, take_seed, write_run
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    (tmp_path / "etc").mkdir()
+    return tmp_path / "etc"
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Path:
+    (tmp_path / "ems-seed").mkdir()
+    return tmp_path / "ems-seed"
+
+
+def test_the_first_boot_gets_the_factory_configuration(etc: Path) -> None:
+    assert site_setup._factory(etc) == list(FILES)
+    assert load_site(etc).bms_host == "192.168.10.50"
+    assert site_setup._factory(etc) == []
+
+
+def test_a_seed_is_taken_whole_and_removed(etc: Path, seed: Path) -> None:
+    (seed / "site.conf").write_text("bms_host = 10.9.8.7\n")
+    (seed / "tls").mkdir()
+    (seed / "tls" / "server.key").write_text("key")
+    (seed / "network").mkdir()
+    (seed / "network" / "10-eth.network").write_text("[Match]\n")
+    taken = take_seed(seed, etc)
+    assert {str(path) for path in taken} == {"site.conf", "tls/server.key", "network/10-eth.network"}
+    assert load_site(etc).bms_host == "10.9.8.7"
+    assert (etc / "tls" / "server.key").read_text() == "key"
+    assert (etc / "tls" / "server.key").stat().st_mode & 0o777 == 0o640
+    assert not seed.exists()
+    assert not list(etc.glob(".*"))
+
+
+def test_without_a_seed_nothing_happens(etc: Path, tmp_path: Path) -> None:
+    assert take_seed(tmp_path / "none", etc) == []
+    assert not list(etc.iterdir())
+
+
+def test_a_bad_seed_is_refused_with_its_line_and_nothing_of_it_is_taken(etc: Path, seed: Path) -> None:
+    site_setup._factory(etc)
+    before = {path.name: path.read_bytes() for path in etc.iterdir()}
+    (seed / "limits.conf").write_text("max_cell_temperature = 48\n")
+    (seed / "site.conf").write_text("strings = 99\n")
+    with pytest.raises(SeedError, match=r"ems-seed/site\.conf:1: strings = 99"):
+        take_seed(seed, etc)
+    assert (seed / "site.conf").exists()
+    assert {path.name: path.read_bytes() for path in etc.iterdir()} == before
+
+
+def test_a_seed_that_contradicts_what_is_there_is_refused(etc: Path, seed: Path) -> None:
+    (etc / "limits.conf").write_text("max_cell_temperature = 59\ntrip_cell_temperature = 60\n")
+    (seed / "limits.conf").write_text("max_cell_temperature = 61\ntrip_cell_temperature = 60\n")
+    with pytest.raises(SeedError, match="max_cell_temperature"):
+        take_seed(seed, etc)
+
+
+def test_a_file_that_nobody_reads_is_a_misspelt_one(etc: Path, seed: Path) -> None:
+    (seed / "sites.conf").write_text("")
+    with pytest.raises(SeedError, match=r"sites\.conf: allowed are limits\.conf, balance\.conf, site\.conf and the"):
+        take_seed(seed, etc)
+
+
+def test_run_gets_the_firewall_the_time_servers_and_the_network(etc: Path, tmp_path: Path) -> None:
+    site_setup._factory(etc)
+    (etc / "site.conf").write_text("ntp_servers = 10.0.0.1, 10.0.0.2\nallowed_clients = 10.0.0.9\n")
+    (etc / "network").mkdir()
+    (etc / "network" / "10-eth.network").write_text("[Match]\nName=eth0\n")
+    network = tmp_path / "network"
+    network.mkdir()
+    (network / "left-over.network").write_text("")
+    write_run(site_of(etc), etc, tmp_path / "run", network)
+    assert (tmp_path / "run/chrony/site.sources").read_text() == "server 10.0.0.1 iburst\nserver 10.0.0.2 iburst\n"
+    assert "10.0.0.9/32" in (tmp_path / "run/site.nft").read_text()
+    assert [path.name for path in network.iterdir()] == ["10-eth.network"]
+
+
+def test_a_refused_site_file_closes_the_way_out_and_not_the_way_in(
+    etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (etc / "site.conf").write_text("allowed_clients = 10.0.0.9\nstrings = none\n")
+    write_run(site_of(etc), etc, tmp_path / "run", tmp_path / "network")
+    text = (tmp_path / "run/site.nft").read_text()
+    assert "10.0.0.9/32" in text
+    assert "accept" not in text
+    assert "site.conf refused" in capsys.readouterr().err
+
+
+def test_the_machine_id_of_the_first_boot_is_kept_and_not_changed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grubenv, machine_id = tmp_path / "grubenv", tmp_path / "machine-id"
+    grubenv.write_bytes(b"ORDER=A B\n")
+    machine_id.write_text("0123456789abcdef0123456789abcdef\n")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append([str(part) for part in command]))
+    keep_machine_id(grubenv, machine_id)
+    assert asked == [["grub-editenv", str(grubenv), "set", "machine_id=0123456789abcdef0123456789abcdef"]]
+    grubenv.write_bytes(b"ORDER=A B\nmachine_id=1\n")
+    keep_machine_id(grubenv, machine_id)
+    keep_machine_id(tmp_path / "none", machine_id)
+    assert len(asked) == 1
