@@ -75,11 +75,12 @@ def run(
     args: argparse.Namespace,
     action: Callable[[PointClient], int],
     points: Mapping[str, Point] = POINT,
+    timeout_s: float = 1.0,
 ) -> int:
     """Runs `action` on a connection that knows `points`; 1 and one line on stderr when it fails."""
 
     def connected() -> int:
-        with PointClient(args.host, args.port, points) as client:
+        with PointClient(args.host, args.port, points, timeout_s) as client:
             return action(client)
 
     return told(prog, connected)

@@ -21,6 +21,7 @@ from .tags import tags
 PROG = "ems-tool"
 _SETTLE_S = 0.5
 _ACK_S = 2.0
+_RECORD_S = 10.0  # the record is on the disk before it is answered
 _POLL_S = 0.05
 _CELLS = next(row.point for row in excerpt(1, 1) if row.point.name == "804.ModNCell")
 """On the first string unit; its address is that of every rack."""
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.lock_telemetry:
         return cli.told(PROG, lambda: lock_telemetry.lock(args.dry_run))
     if args.recorder:
-        return cli.run(PROG, args, lambda client: args.recorder(client, args.record))
+        return cli.run(PROG, args, lambda client: args.recorder(client, args.record), timeout_s=_RECORD_S)
     return cli.run(PROG, args, args.action, {**POINT, _CELLS.name: _CELLS})
 
 

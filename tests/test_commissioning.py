@@ -542,7 +542,7 @@ def test_the_tool_records_fetches_and_verifies(
     assert ems_tool.main(["--verify-record", str(record)]) == 1
     assert "does not verify: the signature is wrong" in capsys.readouterr().err
     assert ems_tool.main(["--verify-record", str(tmp_path / "none.json")]) == 1
-    assert tool(appliance, "--commission", "--record", tmp_path / "none" / "r.json") == 1
+    assert tool(appliance, "--commission-record", "--record", tmp_path / "none" / "r.json") == 1
     assert "recorded on the appliance, but" in capsys.readouterr().err
 
 
