@@ -90,7 +90,7 @@ def _peers(site: Site) -> Iterator[str]:
 
 def _update_server(site: Site) -> Iterator[str]:
     """Whom the update agent may reach: the port of update_url, nothing without one."""
-    if site.update_url:
+    if site.update_url != "none":
         yield f"tcp dport {urlsplit(site.update_url).port or 443}"
 
 

@@ -95,7 +95,7 @@ def test_a_refused_site_file_closes_the_way_out_and_not_the_way_in(
     write_run(site_of(etc), etc, tmp_path / "run", tmp_path / "network")
     text = (tmp_path / "run/site.nft").read_text()
     assert "10.0.0.9/32" in text
-    assert "accept" not in text
+    assert "add rule inet ems peers" not in text
     assert "site.conf refused" in capsys.readouterr().err
 
 
