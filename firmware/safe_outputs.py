@@ -20,7 +20,7 @@ from drivers.board_file import BoardFile, load
 
 from .image import run_directory
 
-RETRY_S = 0.5
+RETRY_S = 2.0
 
 
 def missing(board: BoardFile) -> Iterator[str]:

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -296,6 +297,10 @@ def python_packages(job: Job) -> None:
             archive.extractall(site, [name for name in archive.namelist() if "/tests/" not in name])
     for package in ("firmware", "drivers", "statemachine"):
         shutil.copytree(REPO / package, site / package, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    metadata = site / f"ems_edge-{project['version']}.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     for name in ("control", "diag", "tool"):
         command = job.paths.tree / f"usr/bin/ems-{name}"
         command.write_text(

@@ -33,7 +33,7 @@ def test_every_process_has_a_unit_a_user_a_profile_and_its_own_file_only(name: s
     assert (UNITS / f"ems-{name}.service").exists()
     assert re.search(rf"^u ems-{name}\s+\d+:800 ", (ROOT / "usr/lib/sysusers.d/ems.conf").read_text(), re.M)
     profile = (ROOT / f"etc/apparmor.d/ems-{name}").read_text()
-    assert f"profile ems-{name} {{" in profile
+    assert f"profile ems-{name} flags=(attach_disconnected) {{" in profile
     assert re.findall(r"/run/ems/(\S+\.img) rwk,", profile) == [f"{name}.img"]
 
 
