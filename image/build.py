@@ -23,7 +23,7 @@ import time
 import tomllib
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,8 +59,8 @@ KEEP_DRIVERS = {"drivers/scsi": ("scsi_mod", "sd_mod", "scsi_common")}
 TOOLS = {
     "mmdebstrap": "mmdebstrap", "mksquashfs": "squashfs-tools", "veritysetup": "cryptsetup-bin", "rauc": "rauc",
     "grub-mkimage": "grub-common", "grub-editenv": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
-    "mke2fs": "e2fsprogs", "sfdisk": "fdisk", "openssl": "openssl", "git": "git", "unshare": "util-linux",
-    "dpkg-query": "dpkg", "tar": "tar", "zstd": "zstd",
+    "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs", "sfdisk": "fdisk", "openssl": "openssl", "git": "git",
+    "unshare": "util-linux", "dpkg-query": "dpkg", "tar": "tar", "zstd": "zstd",
 }  # fmt: skip
 """Program -> Debian package."""
 FILES = {"/usr/lib/grub/x86_64-efi": "grub-efi-amd64-bin"}
@@ -462,9 +462,18 @@ def data_image(job: Job) -> None:
     _empty(image, DATA_MIB * MIB)
     run(job, "mke2fs", "-q", "-t", "ext4", "-d", skeleton, "-L", "data", "-U", str(_uuid("data")), "-m", "1",
         "-E", f"hash_seed={_uuid('hash')},lazy_itable_init=0,lazy_journal_init=0", image)  # fmt: skip
+    times = folder_times(job.epoch, ("/", "/ems", "/var", "/lost+found"))
+    run(job, "debugfs", "-w", "-f", "-", image, stdin=times)
 
 
 EMS_GID = 800
+
+
+def folder_times(epoch: int, names: Iterable[str]) -> str:
+    """debugfs' commands: mke2fs takes over the change times of the folders that it copies."""
+    fields = [(f"{kind}time", f"@{epoch}") for kind in ("a", "c", "m", "cr")]
+    fields += [(f"{kind}time_extra", "0") for kind in ("a", "c", "m", "cr")]
+    return "".join(f"sif {name} {field} {value}\n" for name in names for field, value in fields)
 
 
 def _empty(path: Path, size: int) -> None:

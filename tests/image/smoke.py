@@ -20,7 +20,7 @@ from statemachine.states import State
 from .vm import HOST, Vm, slowness
 
 REPO = Path(__file__).parents[2]
-MOST_RAM_MB, MOST_EXPOSED = 100, 2.0
+MOST_RAM_MB, MOST_EXPOSED = 256, 2.0
 SERVICES = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
 ON_BOARD = ("guard", "controller", "sampler")
 """They wait while the board's adapters are not there."""
@@ -191,7 +191,7 @@ def peers(vm: Vm) -> Row:
     """The aggregator reaches BMS and PCS through its filter; root reaches nobody."""
     end_s = time.monotonic() + 20 * slowness()
     with PointClient("127.0.0.1", vm.modbus_port, POINT, 5.0) as client:
-        while (soc := client.read("SoC")["SoC"]) != soc and time.monotonic() < end_s:
+        while (soc := client.read("Soc")["Soc"]) != soc and time.monotonic() < end_s:
             time.sleep(0.2)
     other = vm.run(f"timeout 3 /usr/bin/python3 -Ic \"import socket; socket.create_connection(('{HOST}', 9), 2)\"")
     denied = "timed out" in other.out or other.rc == 124 or "not permitted" in other.out
