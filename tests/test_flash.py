@@ -6,8 +6,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import flash
 import pytest
+
+import flash
 from flash import FlashError, Target
 
 MIB = 1 << 20

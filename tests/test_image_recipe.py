@@ -9,8 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import build
 import pytest
+
+import build
 
 ROOT = Path(__file__).parents[1] / "image" / "root"
 UNITS = ROOT / "usr/lib/systemd/system"

@@ -73,7 +73,7 @@ class Ran(NamedTuple):
 
 
 def accelerated() -> bool:
-    """EMS_QEMU_ACCEL=kvm: the processor's virtualisation is used; a nested one may fail in the firmware."""
+    """EMS_QEMU_ACCEL=kvm: the processor's virtualisation is used. Nested ones fail in the firmware: off by default."""
     return os.environ.get("EMS_QEMU_ACCEL", "") == "kvm"
 
 
