@@ -249,7 +249,7 @@ class Poller(Thread, ABC):
                 if self._gap_s:
                     self.stop.wait(self._gap_s)
 
-        self._insist(ask)
+        self.insist(ask)
         return answers
 
     def tell(self, write: Callable[[], None]) -> None:
@@ -260,14 +260,14 @@ class Poller(Thread, ABC):
             write()
             self._good(monotonic() - asked_s)
 
-        self._insist(ask)
+        self.insist(ask)
 
     def _good(self, took_s: float) -> None:
         self.loss.count(False)
         self._patience.answered(took_s)
         self._give_up_s = monotonic() + self._longest_s
 
-    def _insist(self, ask: Callable[[], None]) -> None:
+    def insist(self, ask: Callable[[], None]) -> None:
         """Counts each attempt; the next begins where a good answer came last."""
         self._give_up_s = monotonic() + self._longest_s
         while True:
