@@ -81,15 +81,14 @@ def favoured(pid: int, core: int) -> Iterator[None]:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """This thread above all ordinary ones where that is permitted, like a client on a machine of its own."""
-    permitted = may_be_realtime()
-    if permitted:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(RR_PRIORITY))
+    """This thread before all ordinary ones where that is permitted, like a client on a machine of its own."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
     try:
         yield
     finally:
-        if permitted:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def cpu_s(pid: int) -> float:
