@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from appliance import PATIENT, RUNNER, Appliance, appliance
+from appliance import PATIENT, RUNNER, STEADY, Appliance, appliance
 from waiting import wait_until
 
 from firmware.commissioning import RECORD, verified
@@ -20,7 +20,7 @@ from statemachine.signals import Mode, Why
 from statemachine.states import CHARGING, State
 
 pytestmark = pytest.mark.system
-SITE = {**PATIENT, "bms_timeout": 2, "pcs_timeout": 2}
+SITE = {**PATIENT, **STEADY, "bms_timeout": 2, "pcs_timeout": 2}
 """On a busy machine data comes late now and then, and that is not what this test is about."""
 ASKED = {"EMS_BENCH_COMMISSIONING": "1"}
 OPEN, CLOSED = (dict.fromkeys((f"interlock_{n}" for n in range(1, 9)), level) for level in (0, 1))
