@@ -109,6 +109,12 @@ def test_a_commissioning_that_becomes_void_moves_nothing_that_is_closed(monkeypa
     found = search.search(plant.singles(), [], 250, listed=False)
     count, what, _ = search.unmoved(found)
     assert (count > 20, what) == (True, "")
+    walker = search.Walker()
+    for node in (node for node in found.came if any(node.memory.coils)):
+        memory = node.memory._replace(settings=plant.UNCOMMISSIONED, offered=plant.UNCOMMISSIONED)
+        for world in (world for world in plant.singles() if world.settings == "same"):
+            one, two = (walker.step(at, world)[0].out for at in (node, node._replace(memory=memory)))
+            assert one[:6] == two[:6], f"{plant.said(world)} tells a void commissioning that is in force while closed"
     bits = core._bits
 
     def opens(m: Memory, *of: Any) -> Bits:
