@@ -30,6 +30,8 @@ _MAY_BE_ABSENT = re.compile(rf"interlock_[1-8]|{_KEY}|led_\w+")
 _LARGEST_LINE = 1023
 _LARGEST_DEBOUNCE_US = 50_000
 _LONGEST_WATCHDOG_S = 300
+GUARD_TICK_MS = 2.5
+_LONGEST_TICK_MS = 25.0  # the alive relay falls out 100 ms after the last pulse
 ADS1115_RANGES_V = (6.144, 4.096, 2.048, 1.024, 0.512, 0.256)
 """Programmable full-scale ranges, ADS111x data sheet SBAS444, table 8-3."""
 MUST_SEE_MA = 21.0 * 1.02
@@ -88,6 +90,8 @@ class BoardFile:
     adcs: Mapping[str, AdcSpec]
     loops: Mapping[int, LoopSpec]
     watchdog: WatchdogSpec | None
+    guard_tick_ms: float = GUARD_TICK_MS
+    """Period of the guard; longer on boards whose lines are slow. A scan period is at least two of them."""
 
 
 class _Table:
@@ -127,8 +131,8 @@ class _Table:
             raise self.refused(entry, value, f"a whole number from {low} to {high}")
         return value
 
-    def number(self, entry: str, low: float, high: float) -> float:
-        value = self._left.pop(entry, None)
+    def number(self, entry: str, low: float, high: float, default: float | None = None) -> float:
+        value = self._left.pop(entry, default)
         if type(value) not in (int, float) or not low <= cast(float, value) <= high:
             raise self.refused(entry, value, f"a number from {low} to {high}")
         return float(cast(float, value))
@@ -168,7 +172,7 @@ def _board(path: Path, top: _Table) -> BoardFile:
     if is_bench:
         top.end("kind, title, sources, watchdog")
         return BoardFile(path, title, True, {}, {}, {}, {}, frozenset(), {}, {}, watchdog)
-    absent = _absent(top)
+    absent, tick_ms = _absent(top), top.number("guard_tick_ms", GUARD_TICK_MS, _LONGEST_TICK_MS, GUARD_TICK_MS)
     chips = _chips(top.table("chips"))
     edges = tuple(line.name for line in INPUTS if line.edges)
     input_table = top.table("inputs")
@@ -180,8 +184,8 @@ def _board(path: Path, top: _Table) -> BoardFile:
     _no_line_twice(path, inputs, guard_inputs, outputs)
     adcs = _adcs(top.table("adcs"))
     loops = _loops(top.table("loops"), adcs)
-    top.end("kind, title, sources, absent, chips, inputs, guard_inputs, outputs, adcs, loops, watchdog")
-    return BoardFile(path, title, False, chips, inputs, guard_inputs, outputs, absent, adcs, loops, watchdog)
+    top.end("kind, title, sources, absent, guard_tick_ms, chips, inputs, guard_inputs, outputs, adcs, loops, watchdog")
+    return BoardFile(path, title, False, chips, inputs, guard_inputs, outputs, absent, adcs, loops, watchdog, tick_ms)
 
 
 def _watchdog(table: _Table) -> WatchdogSpec | None:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import select
 import sys
+from math import ceil
 from time import monotonic_ns
 
 from drivers.board import Board, open_board
-from drivers.board_file import WatchdogSpec, load
+from drivers.board_file import GUARD_TICK_MS, WatchdogSpec, load
 from statemachine.signals import GuardTrip
 
 from . import image
@@ -28,18 +29,21 @@ from .realtime import pending_stop, prepare
 from .watchdog import Keeper
 
 PRIORITY = 90
-TICK_NS, TICK_MS = 2_500_000, 2.5
-PUBLISH_TICKS = 4
-RESET_TICKS = 8  # a press stands for 20 ms, as the controller's does: a scan cannot miss what lies between
+PUBLISH_MS = 10.0
+RESET_MS = (
+    20.0  # a press stands for as long as the controller's does, so that a scan cannot miss it; two ticks at least
+)
 STALL_NS = 100_000_000  # the alive relay falls out in a longer gap: from then on only the reset arms
 LATE_PERIODS = 2.5  # of the scan; with one tick of granularity this is within 3
 _TRIPS = {"kill_switch": GuardTrip.KILL_SWITCH, "tamper": GuardTrip.TAMPER}
 
 
 class Guard:
-    """`edges()` when the line fd is readable, `tick()` every TICK_NS."""
+    """`edges()` when the line fd is readable, `tick()` every `tick_ms`."""
 
-    def __init__(self, board: Board, watchdog: WatchdogSpec | None = None) -> None:
+    def __init__(self, board: Board, watchdog: WatchdogSpec | None = None, tick_ms: float = GUARD_TICK_MS) -> None:
+        self.tick_ms = tick_ms
+        self._publish_ticks, self._reset_ticks = ceil(PUBLISH_MS / tick_ms), max(2, ceil(RESET_MS / tick_ms))
         self.files = image.writer("guard")
         self._board, self._section, self._log = board, self.files["guard"], image.EventLog(self.files["events"])
         before = image.GUARD.unpack(last) if (last := self._section.last()) else None
@@ -47,12 +51,13 @@ class Guard:
         self._safe, self._alive = (board.outputs[name].pin for name in ("safe_enable", "alive"))
         self._chain = tuple((board.inputs[name].pin, why) for name, why in _TRIPS.items())
         self._reset = board.inputs["reset_button"].pin
-        self._watchdog = Keeper(watchdog, image.state_directory(), lambda text: self._log.add(0, text=text))
+        self._watchdog = Keeper(watchdog, image.state_directory(), lambda text: self._log.add(0, text=text), tick_ms)
         self._trip = GuardTrip.GUARD_RESTARTED if before and before.trip != GuardTrip.START else GuardTrip.START
         self._resets = before.resets if before else 0
         self._scan = left.scan if (left := self._control.refresh()) else 0
         self._armed, self._fit, self._silent_ticks = False, False, float("inf")
-        self._ticks, self._ticked_ns, self._pressed_ticks = 0, monotonic_ns(), RESET_TICKS if self._reset.state else 0
+        self._ticks, self._ticked_ns = 0, monotonic_ns()
+        self._pressed_ticks = self._reset_ticks if self._reset.state else 0
 
     def edges(self) -> None:
         """Kernel edges since the last call. A falling kill or tamper edge trips, however short it was."""
@@ -70,13 +75,13 @@ class Guard:
         self._heartbeat()
         self._levels()
         self._pressed_ticks = self._pressed_ticks + 1 if self._reset.state else 0
-        self._resets += self._pressed_ticks == RESET_TICKS
-        if self._pressed_ticks == RESET_TICKS or self._trip is GuardTrip.START:
+        self._resets += self._pressed_ticks == self._reset_ticks
+        if self._pressed_ticks == self._reset_ticks or self._trip is GuardTrip.START:
             self._arm()
         self._alive.state = not self._alive.state
         self._watchdog.tick(stalled)
-        self._ticks = self._ticks % PUBLISH_TICKS + 1
-        if self._ticks == PUBLISH_TICKS:
+        self._ticks = self._ticks % self._publish_ticks + 1
+        if self._ticks == self._publish_ticks:
             self._publish()
 
     def _levels(self) -> None:
@@ -91,7 +96,7 @@ class Guard:
             self._drop(GuardTrip.CONTROLLER_RESTARTED)
         self._silent_ticks = self._silent_ticks + 1 if control.scan == self._scan else 0
         self._scan = control.scan
-        late = self._silent_ticks * TICK_MS >= LATE_PERIODS * control.period_ms
+        late = self._silent_ticks * self.tick_ms >= LATE_PERIODS * control.period_ms
         self._fit = not (late or control.trip)
         if not self._fit:
             self._drop(GuardTrip.HEARTBEAT_LATE if late else GuardTrip.CONTROLLER_TRIP)
@@ -122,7 +127,8 @@ class Guard:
 
 def run(guard: Guard, edge_fd: int) -> None:
     """Until SIGTERM."""
-    deadline, life = monotonic_ns() + TICK_NS, Notifier()
+    tick_ns, life = round(guard.tick_ms * 1e6), Notifier()
+    deadline = monotonic_ns() + tick_ns
     while not pending_stop():
         left_s = (deadline - monotonic_ns()) / 1e9
         if left_s > 0 and select.select((edge_fd,), (), (), left_s)[0]:
@@ -130,7 +136,7 @@ def run(guard: Guard, edge_fd: int) -> None:
             continue
         guard.tick()
         life.tick()
-        deadline = max(deadline + TICK_NS, monotonic_ns())
+        deadline = max(deadline + tick_ns, monotonic_ns())
     guard.farewell()
 
 
@@ -138,7 +144,8 @@ def main() -> int:
     """Process entry."""
     try:
         board = open_board("guard", image.run_directory())
-        guard = Guard(board, load(os.environ.get("EMS_BOARD") or "bench").watchdog)
+        file = load(os.environ.get("EMS_BOARD") or "bench")
+        guard = Guard(board, file.watchdog, file.guard_tick_ms)
     except OSError as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2

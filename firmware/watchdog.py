@@ -1,6 +1,6 @@
 """The hardware watchdog as the guard keeps it, and why the machine started.
 
-It is petted once in PET_TICKS ticks of the guard that had no stall between them, and only while the service manager
+It is petted after each PET_MS of ticks of the guard that had no stall between them, and only while the service manager
 answers: a guard that hangs, dies or crawls is followed by a reset of the machine, and so is a manager that has frozen;
 a guard that was stopped in order is not. A guard that was killed and is started again
 within the time-out takes the watchdog over, and nothing is reset.
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drivers import watchdog
-from drivers.board_file import WatchdogSpec
+from drivers.board_file import GUARD_TICK_MS, WatchdogSpec
 from statemachine.signals import BootReason, WatchdogState
 
 from .notify import Manager
 
-PET_TICKS = 400
+PET_MS = 1000.0
 FILE = "boot"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -32,7 +32,14 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Keeper:
     """The guard's watchdog. `state` and `boot_reason` are for its section; `say` takes the text of an event."""
 
-    def __init__(self, spec: WatchdogSpec | None, directory: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        spec: WatchdogSpec | None,
+        directory: Path,
+        say: Callable[[str], None],
+        tick_ms: float = GUARD_TICK_MS,
+    ) -> None:
+        self._pet_ticks = round(PET_MS / tick_ms)
         self.state, self._say, self._ticks = WatchdogState.NONE, say, 0
         self._dog = self._open(spec) if spec else None
         self._manager = Manager()
@@ -42,7 +49,7 @@ class Keeper:
     def tick(self, stalled: bool) -> None:
         """One tick of the guard is done. `stalled`: the one before was too long ago."""
         self._ticks = 0 if stalled else self._ticks + 1
-        if self._dog and self._ticks == PET_TICKS:
+        if self._dog and self._ticks == self._pet_ticks:
             self._ticks = 0
             if self._manager.answers():
                 self._pet(self._dog)

@@ -105,6 +105,11 @@ MISTAKES = {
         "channel = 0",
         "loops.2.channel = 0: allowed is a channel of its own; loop 1 has this one",
     ),
+    "guard tick": (
+        "[chips.pi]",
+        "guard_tick_ms = 30\n[chips.pi]",
+        "guard_tick_ms = 30: allowed is a number from 2.5 to 25",
+    ),
     "ninth loop": ("8 = {", "9 = {", "loops.9 = .* known are the loops 1 to 8"),
     "shunt": (
         "shunt_ohm = 150.0",
@@ -166,6 +171,17 @@ def test_the_supply_of_an_ads1115_bounds_what_its_largest_range_can_show(tmp_pat
         load(str(path))
     path.write_text(text.replace("supply_v = 5.0", "supply_v = 5.5"))
     assert load(str(path)).adcs["a"].full_scale_v == 5.5
+
+
+@pytest.mark.parametrize(
+    ("said", "tick_ms"), [("", 2.5), ("guard_tick_ms = 2.5\n", 2.5), ("guard_tick_ms = 25\n", 25.0)]
+)
+def test_the_guard_ticks_every_2_5_ms_unless_the_board_says_otherwise(
+    tmp_path: Path, said: str, tick_ms: float
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PIPLC.replace("[chips.pi]", f"{said}[chips.pi]", 1))
+    assert load(str(path)).guard_tick_ms == tick_ms
 
 
 def test_an_unknown_board_is_answered_with_those_that_exist() -> None:

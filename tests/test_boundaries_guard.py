@@ -10,12 +10,13 @@ from typing import Any, cast
 import pytest
 
 from drivers.board import BoardError
-from drivers.board_file import WatchdogSpec
+from drivers.board_file import GUARD_TICK_MS, WatchdogSpec
 from firmware import controller
 from firmware import guard as module
-from firmware.guard import TICK_NS, Guard, main, run
+from firmware.guard import Guard, main, run
 
 EDGE_FD, START_NS = 7, 10**12
+TICK_NS = round(GUARD_TICK_MS * 1e6)
 
 
 class Loop:
@@ -23,6 +24,7 @@ class Loop:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ticks: int) -> None:
         self.now_ns, self.calls, self.ticks = START_NS, list[tuple[str, int]](), ticks
+        self.tick_ms = GUARD_TICK_MS
         self.waited_s: list[float] = []
         self.edges_ns: list[int] = []  # when the kernel will have one
         self.tick_takes_ns: list[int] = []
@@ -66,6 +68,12 @@ def test_it_ticks_at_the_end_of_every_period_and_says_farewell_once(monkeypatch:
     assert loop.waited_s == [TICK_NS / 1e9] * 4
 
 
+def test_it_ticks_as_slowly_as_the_board_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch, ticks=3)
+    loop.tick_ms = 12.5
+    assert loop.run().of("tick") == [12_500_000, 25_000_000, 37_500_000]
+
+
 def test_an_edge_is_answered_at_once_and_moves_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(monkeypatch, ticks=2)
     loop.edges_ns = [START_NS + 1000, START_NS + 2000, START_NS + TICK_NS + 5]
@@ -106,7 +114,7 @@ class Machine:
             monkeypatch.delenv(name, raising=False)
         answers: dict[str, Callable[[], Any]] = {
             "open_board": self._opened,
-            "load": lambda: SimpleNamespace(watchdog=self.watchdog),
+            "load": lambda: SimpleNamespace(watchdog=self.watchdog, guard_tick_ms=10.0),
             "Guard": lambda: "the guard",
             "prepare": lambda: (self.fifo, False),
             "run": lambda: None,
@@ -137,7 +145,7 @@ def test_it_opens_its_own_lines_and_the_watchdog_and_then_asks_for_the_right_to_
 ) -> None:
     assert main() == 0
     assert machine.asked == [
-        ("open_board", "guard", tmp_path), ("load", "bench"), ("Guard", machine.board, machine.watchdog),
+        ("open_board", "guard", tmp_path), ("load", "bench"), ("Guard", machine.board, machine.watchdog, 10.0),
         ("prepare", 90, -1), ("run", "the guard", EDGE_FD),
     ]  # fmt: skip
     assert capsys.readouterr() == ("", "guard: watching, SCHED_FIFO 90\n")

@@ -10,17 +10,20 @@ import pytest
 from fake_kernel import FakeKernel, kernel
 
 from drivers.board import Board, Edge
+from drivers.board_file import GUARD_TICK_MS as TICK_MS
 from drivers.board_file import WatchdogSpec
 from drivers.section import SectionFile
 from firmware import guard as module
 from firmware import image
-from firmware.guard import LATE_PERIODS, PUBLISH_TICKS, RESET_TICKS, STALL_NS, TICK_MS, TICK_NS, Guard
-from firmware.watchdog import PET_TICKS
+from firmware.guard import LATE_PERIODS, PUBLISH_MS, RESET_MS, STALL_NS, Guard
+from firmware.watchdog import PET_MS
 from statemachine import signals
 from statemachine.signals import BootReason, GuardTrip, WatchdogState
 
 __all__ = ["kernel"]
 PERIOD_MS = 10
+TICK_NS = round(TICK_MS * 1e6)
+PUBLISH_TICKS, RESET_TICKS = round(PUBLISH_MS / TICK_MS), round(RESET_MS / TICK_MS)
 
 
 class Line:
@@ -46,6 +49,7 @@ class World:
         self.control: SectionFile | None = None
         self.guard: Guard | None = None
         self.watchdog: WatchdogSpec | None = None
+        self.tick_ms, self.period_ms = TICK_MS, PERIOD_MS
 
     def edges(self) -> list[Edge]:
         self.seen.append(self.safe)
@@ -61,24 +65,24 @@ class World:
     def start(self) -> World:
         """A guard process on these lines; the one before, if any, must have let go of its file."""
         self.control = self.control or image.writer("controller", self.directory)
-        self.guard = Guard(self.board(), self.watchdog)
+        self.guard = Guard(self.board(), self.watchdog, self.tick_ms)
         return self
 
     def tick(self, count: int = 1) -> World:
-        """Ticks of the guard; the controller scans every PERIOD_MS of them."""
+        """Ticks of the guard; the controller scans every `period_ms` of them."""
         assert self.control is not None
         assert self.guard is not None
         for _ in range(count):
-            self.now_ns += TICK_NS
-            if self.beating and self.now_ns // TICK_NS % round(PERIOD_MS * 1e6 / TICK_NS) == 0:
+            self.now_ns += round(self.tick_ms * 1e6)
+            if self.beating and self.now_ns // round(self.tick_ms * 1e6) % round(self.period_ms / self.tick_ms) == 0:
                 self.scan += 1
-                control = image.Control(self.scan, 0.0, False, False, 0.0, 0.0, PERIOD_MS, self.asked)
+                control = image.Control(self.scan, 0.0, False, False, 0.0, 0.0, self.period_ms, self.asked)
                 self.control["control"].publish(image.CONTROL.pack(*control))
             self.guard.tick()
         return self
 
     def ms(self, ms: float) -> World:
-        return self.tick(round(ms * 1e6 / TICK_NS))
+        return self.tick(round(ms / self.tick_ms))
 
     @property
     def safe(self) -> int:
@@ -294,7 +298,7 @@ def watched(tmp_path: Path, world: World, kernel: FakeKernel) -> World:
 
 
 def test_the_guard_pets_the_watchdog_once_a_second_and_says_so(watched: World, kernel: FakeKernel) -> None:
-    assert PET_TICKS * TICK_NS == 10**9
+    assert PET_MS == 1000
     watched.ms(5000)
     assert kernel.watchdogs["watchdog0"].written() == b"\0" * 5
     assert watched.published().watchdog == WatchdogState.RUNNING
@@ -324,9 +328,9 @@ def test_a_watchdog_that_cannot_be_used_keeps_no_guard_from_its_work(world: Worl
 
 
 def test_the_times_are_those_of_the_manual() -> None:
-    assert TICK_NS == TICK_MS * 1e6
-    assert RESET_TICKS * TICK_MS == 20, "two scans"
-    assert PUBLISH_TICKS * TICK_MS == 10, "one scan"
+    assert TICK_MS == 2.5
+    assert RESET_MS == 20, "two scans"
+    assert PUBLISH_MS == 10, "one scan"
     assert STALL_NS == 100e6, "the hold time of the alive relay"
 
 
@@ -425,3 +429,36 @@ def test_what_the_watchdog_has_to_say_is_an_event_without_a_kind(world: World, k
     kind, said = world.again().told()[-1]
     assert kind == 0
     assert said.startswith("watchdog nowhere: ")
+
+
+@pytest.fixture
+def slow(world: World) -> World:
+    """A guard on a board whose lines are slow, beside a controller to match, armed."""
+    assert world.guard is not None
+    world.guard.files.close()
+    (world.directory / "guard.img").unlink()
+    world.tick_ms, world.period_ms = 25.0, 50
+    assert world.start().ms(500).safe == 1
+    return world
+
+
+def test_a_slow_guard_trips_within_three_periods_of_a_controller_that_has_stopped(slow: World) -> None:
+    slow.beating = False
+    assert slow.ms(2.5 * slow.period_ms - slow.tick_ms).safe == 1
+    assert slow.ms(slow.period_ms / 2).safe == 0
+    assert slow.trip() is GuardTrip.HEARTBEAT_LATE
+
+
+def test_a_slow_guard_publishes_every_tick_and_takes_a_press_of_two(slow: World) -> None:
+    published = image.reader("guard", "guard", slow.directory)
+    before = published.sequence
+    assert slow.tick(3).published().resets == 0
+    assert published.sequence == before + 3
+    assert slow.press(1).tick().published().resets == 0
+    assert slow.press(2).tick().published().resets == 1
+
+
+def test_a_slow_guard_pulses_often_enough_for_the_alive_relay(slow: World) -> None:
+    seen = [slow.tick().outputs["alive"].state for _ in range(4)]
+    assert seen in ([0, 1, 0, 1], [1, 0, 1, 0])
+    assert 2 * slow.tick_ms * 1e6 < STALL_NS

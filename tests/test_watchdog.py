@@ -10,14 +10,15 @@ from fake_kernel import FakeKernel, FakeWatchdog, kernel
 
 from drivers import watchdog
 from drivers.board import BoardError
-from drivers.board_file import WatchdogSpec, load
+from drivers.board_file import GUARD_TICK_MS, WatchdogSpec, load
 from drivers.watchdog import CARD_RESET, POWER_OVER, POWER_UNDER, WatchdogError
 from firmware import watchdog as module
-from firmware.watchdog import PET_TICKS, Keeper, why
+from firmware.watchdog import PET_MS, Keeper, why
 from statemachine.signals import BootReason, WatchdogState
 
 __all__ = ["kernel"]
 ALARM_ONLY, MAGIC_CLOSE = 0x400, 0x100
+PET_TICKS = round(PET_MS / GUARD_TICK_MS)
 
 
 @pytest.fixture

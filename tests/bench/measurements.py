@@ -21,6 +21,7 @@ from sunspec2.modbus.client import SunSpecModbusClientDeviceTCP
 from waiting import wait_until
 
 from drivers.bench.plant import ALIVE_NS, OPEN_NS
+from drivers.board_file import GUARD_TICK_MS
 from drivers.modbus.client import Link
 from drivers.modbus.server import StrictServer
 from drivers.profile import load as load_profile
@@ -30,7 +31,6 @@ from firmware.config import Site
 from firmware.controller import PRIORITY
 from firmware.freeze_frame import FRAME, RING_FILE, RING_SLOTS
 from firmware.guard import PRIORITY as GUARD_PRIORITY
-from firmware.guard import TICK_NS
 from firmware.models.string_units import FIRST_UNIT
 from firmware.registers import BASE, END, POINT
 from statemachine.signals import InterlockBit, LimitReason, Mode, Why
@@ -273,7 +273,7 @@ def kill_switch(a: Appliance, plan: Plan) -> Iterator[Row]:
     """Presses with open contactors; the bench stamps the edge, the guard's terminal stamps safe-enable."""
     a.command(Mode.OFF)
     a.until(State.ISOLATED)
-    with Cyclictest(GUARD_PRIORITY, TICK_NS // 1000, _core(a)) as yardstick:
+    with Cyclictest(GUARD_PRIORITY, round(GUARD_TICK_MS * 1000), _core(a)) as yardstick:
         measured = spread([_press(a) for _ in range(plan.presses)])
     theirs = yardstick.seen and yardstick.seen.spread
     yield compared("kill-switch edge to safe-enable off", measured, yardstick.name, theirs, yardstick.missing)
