@@ -28,7 +28,7 @@ from statemachine.states import State
 from statemachine.wishes import VOIDING
 
 from . import grid_functions, registers
-from .authority import Authority, Network, WriteRate, admitted
+from .authority import LOCAL, Authority, Network, WriteRate, admitted
 from .commissioning import RECORD_FILE, Commissioning
 from .config import Site
 from .fence import FENCE, Fence, FenceStore, left_over
@@ -54,7 +54,7 @@ from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
 from .string_units import Sizes, StringUnits
 from .sunspec import OpCtl, SetOp, WSetMode
 
-UNIT, LOCAL = 1, "127.0.0.1"
+UNIT = 1
 STALE_MS = {
     "status": 500.0, "bms": 3000.0, "pcs": 3000.0, "links": 5000.0, "guard": 1000.0, "clock": 10_000.0,
     "update": 10_000.0,

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
+LOCAL = "127.0.0.1"
 WRITES_PER_S = 200.0
 WRITES_AT_ONCE = 2000.0
 _FORGOTTEN_NS = 60_000_000_000

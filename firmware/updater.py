@@ -20,16 +20,16 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import NamedTuple
 
+from drivers.modbus.client import Link, LinkError
 from drivers.section import SectionFile
 from statemachine.signals import EventKind, Updater, Why
 from statemachine.states import State
 
 from . import bundle, image, rauc, update_source
-from .appliance import LOCAL
+from .authority import LOCAL
 from .bundle import Manifest, Refused
 from .config import ConfigError, Site, config_directory, load_site, migrate
 from .image import Status, Update
-from .points import PointClient, PointError
 from .realtime import STOP_SIGNALS, arrived
 from .registers import POINT
 from .store import Slots
@@ -239,13 +239,16 @@ class Agent:
         host = self._site.modbus_host if self._site.modbus_plain else LOCAL
         host = LOCAL if host in ("0.0.0.0", "::") else host
         port = int(os.environ.get("EMS_MODBUS_PORT", self._site.modbus_port))
+        link, points = Link(host, port, 1.0), (POINT["CmfState"], POINT["ScanPeriodUs"])
         try:
-            with PointClient(host, port, POINT) as client:
-                seen = client.read("CmfState", "ScanPeriodUs")
-        except PointError:
+            link.connect()
+            seen = [p.decode(link.read(p.device_id, p.address, p.count)) for p in points]
+        except (LinkError, OSError):
             return False
+        finally:
+            link.close()
         status = self._fresh()
-        return status is not None and (seen["CmfState"], seen["ScanPeriodUs"]) == (status.state, status.period_us)
+        return status is not None and seen == [status.state, status.period_us]
 
     def _take_back(self) -> None:
         """The other slot starts next. Waits while a contactor that somebody still watches is not open."""
