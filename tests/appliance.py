@@ -34,13 +34,12 @@ def free_ports() -> Ports:
     return ports
 
 
-class Appliance:
-    """Talks to it as a site controller does, and to the bench as an outside check does."""
+class Remote:
+    """Talks to an appliance as a site controller does, and to its bench as an outside check does."""
 
-    def __init__(self, runner: subprocess.Popen[str], ports: Ports, logs: Path) -> None:
-        self.runner, self.ports, self.logs = runner, ports, logs
-        self.site = PointClient("127.0.0.1", ports.EMS_MODBUS_PORT, POINT)
-        self.bench = PointClient("127.0.0.1", ports.EMS_BENCH_PORT, {p.name: p for p in BENCH_POINTS})
+    def __init__(self, modbus_port: int, bench_port: int, timeout_s: float = 2.0) -> None:
+        self.site = PointClient("127.0.0.1", modbus_port, POINT, timeout_s)
+        self.bench = PointClient("127.0.0.1", bench_port, {p.name: p for p in BENCH_POINTS})
 
     def get(self, name: str) -> float:
         return self.site.read(name)[name]
@@ -85,6 +84,18 @@ class Appliance:
 
     def all_open(self) -> bool:
         return not any(self.bench.read("true_pos", "true_neg", "true_precharge").values())
+
+    def close(self) -> None:
+        self.site.close()
+        self.bench.close()
+
+
+class Appliance(Remote):
+    """The one that runs here."""
+
+    def __init__(self, runner: subprocess.Popen[str], ports: Ports, logs: Path) -> None:
+        super().__init__(ports.EMS_MODBUS_PORT, ports.EMS_BENCH_PORT)
+        self.runner, self.ports, self.logs = runner, ports, logs
 
     def pid(self, name: str) -> int:
         """Process id of one of the runner's children, by its module: "guard", or "bench"."""
@@ -162,8 +173,7 @@ def appliance(
             raise AssertionError(f"the runner ended with {runner.wait()}")
         made = Appliance(runner, ports, logs)
         yield made
-        made.site.close()
-        made.bench.close()
+        made.close()
     finally:
         runner.send_signal(signal.SIGTERM)
         try:

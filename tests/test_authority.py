@@ -142,9 +142,12 @@ def test_a_heartbeat_renews_the_lease(first: Site, second: Site) -> None:
 
 
 def test_too_many_writes_a_second_are_refused_as_busy_and_reads_go_on(first: Site, second: Site) -> None:
-    codes = [first.write(ControllerHb=n) for n in range(int(1.5 * WRITES_AT_ONCE))]
-    assert codes[: int(WRITES_AT_ONCE)] == [0] * int(WRITES_AT_ONCE)
-    assert set(codes) == {0, 6}
+    codes = [0]
+    while not codes[-1] and len(codes) < 10 * WRITES_AT_ONCE:  # a slow machine is granted more
+        codes.append(first.write(ControllerHb=len(codes)))
+    assert codes.pop() == 6
+    assert set(codes) == {0}
+    assert len(codes) > WRITES_AT_ONCE
     assert second.read("AckWhy") == Why.TOO_MANY_WRITES
     wait_until(lambda: first.write(ControllerHb=5000) == 0, 1, "writes are taken again", pause_s=0.05)
 

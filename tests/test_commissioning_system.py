@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from appliance import PATIENT, RUNNER, STEADY, Appliance, appliance
+from commission_walk import commission, hold
 from waiting import wait_until
 
 from firmware.commissioning import RECORD, verified
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.system
 SITE = {**PATIENT, **STEADY, "bms_timeout": 2, "pcs_timeout": 2}
 """On a busy machine data comes late now and then, and that is not what this test is about."""
 ASKED = {"EMS_BENCH_COMMISSIONING": "1"}
-OPEN, CLOSED = (dict.fromkeys((f"interlock_{n}" for n in range(1, 9)), level) for level in (0, 1))
 
 
 def refused(a: Appliance) -> bool:
@@ -39,42 +37,6 @@ def charge(a: Appliance) -> None:
     wait_until(lambda: not a.get("Permit"), 20, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
     a.command(Mode.CHARGE, 0.05)
     a.until(*CHARGING)
-
-
-def hold(a: Appliance, **inputs: float) -> None:
-    """A position, for longer than it must stand."""
-    a.inject(**inputs)
-    scans = a.get("ScanCount")
-    wait_until(lambda: a.get("ScanCount") > scans + 60, 30, "60 scans")
-
-
-def walk(a: Appliance) -> None:
-    """The technician's round."""
-    a.until(State.SERVICE)
-    hold(a)
-    hold(a, **OPEN)
-    hold(a, **CLOSED)
-    hold(a, kill_switch=1, tamper=1)
-    a.until(State.EMERGENCY_STOP)
-    hold(a, kill_switch=0, tamper=0)
-    hold(a, reset_button=1)
-    hold(a, reset_button=0)
-
-
-def commission(a: Appliance, record: Path) -> str:
-    """ems-tool beside the technician; what it printed."""
-    options = ("--commission", "--record", str(record), "--port", str(a.ports.EMS_MODBUS_PORT))
-    tool = subprocess.Popen(
-        [sys.executable, "-m", "firmware.ems_tool", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        walk(a)
-        said, _ = tool.communicate(timeout=60)
-    finally:
-        tool.kill()
-    assert tool.returncode == 0, said
-    return said
 
 
 def configure(a: Appliance, old: str, new: str) -> None:
@@ -97,7 +59,7 @@ def test_nothing_closes_before_the_commissioning_which_survives_a_restart_and_no
     record = tmp_path / "record.json"
     with appliance(tmp_path, soc=30.0, configured=SITE, environment=ASKED, nice=-10) as a:
         assert refused(a)
-        said = commission(a, record)
+        said = commission(a, a.ports.EMS_MODBUS_PORT, record)
         for name in ("interlock 4 (24 V)", "kill-switch", "tamper", "reset"):
             assert f"  {name}: ok" in said
         assert "Commissioned" in said

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from firmware.points import PointError
 
-from .smoke import Row, smoke
+from .faults import faults
+from .plant import Row
+from .smoke import smoke
+from .updates import updates
 from .vm import VmError, accelerated
+
+MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {"smoke": smoke, "faults": faults, "updates": updates}
+PARTS = tuple(MADE)
 
 
 def table(rows: list[Row]) -> str:
@@ -29,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The appliance image in a virtual machine.")
     parser.add_argument("--disk", type=Path, default=Path("build/image/disk.img"))
     parser.add_argument("--work", type=Path, default=Path("build/image/test"))
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which of them; without: smoke")
     args = parser.parse_args()
     if not args.disk.exists():
         print(f"test-image: {args.disk} does not exist; make image builds it", file=sys.stderr)
@@ -39,11 +47,13 @@ def main() -> int:
     )
     start, rows = time.monotonic(), []
     try:
-        for row in smoke(args.disk, args.work):
-            print(f"  {'ok    ' if row.ok else 'FAILED'} {row.promise}: {row.seen}", flush=True)
-            rows.append(row)
+        for part in args.parts or PARTS[:1]:
+            print(f"{part}:", flush=True)
+            for row in MADE[part](args.disk, args.work / part):
+                print(f"  {'ok    ' if row.ok else 'FAILED'} {row.promise}: {row.seen}", flush=True)
+                rows.append(row)
     except (VmError, PointError) as error:
-        print(f"test-image: {error}\n{console(args.work / 'vm')}", file=sys.stderr)
+        print(f"test-image: {error}\n{console(args.work / part / 'vm')}", file=sys.stderr)
         return 1
     (args.work / "table.md").write_text(table(rows) + "\n")
     failed = sum(not row.ok for row in rows)

@@ -4,87 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
-import sys
+import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from firmware.points import PointClient, PointError
+from firmware.points import PointClient
 from firmware.registers import POINT
 from statemachine.states import State
 
+from .plant import Row, await_modbus, rack, seed
 from .vm import HOST, Vm, slowness
 
-REPO = Path(__file__).parents[2]
 MOST_RAM_MB, MOST_EXPOSED = 256, 2.0
 SERVICES = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
 ON_BOARD = ("guard", "controller", "sampler")
 """They wait while the board's adapters are not there."""
-
-
-class Row(NamedTuple):
-    promise: str
-    ok: bool
-    seen: str
-
-
-class Rack(NamedTuple):
-    """The simulated BMS and PCS, on the host."""
-
-    process: subprocess.Popen[bytes]
-    bms_port: int
-    pcs_port: int
-    control_port: int
-
-
-@contextmanager
-def rack(work: Path) -> Iterator[Rack]:
-    """`python -m drivers.bench` until the end of the block."""
-    work.mkdir(parents=True, exist_ok=True)
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    run = work / "bench"
-    run.mkdir(exist_ok=True)
-    environ = {"PYTHONPATH": str(REPO), "EMS_RUN_DIR": str(run), "EMS_BMS_PORT": str(ports[0]),
-               "EMS_PCS_PORT": str(ports[1]), "EMS_BENCH_PORT": str(ports[2])}  # fmt: skip
-    with (work / "bench.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "drivers.bench"], env=environ, stdout=log, stderr=log)
-    try:
-        yield Rack(process, *ports)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def seed(folder: Path, bench: Rack, **more: object) -> Path:
-    """A site whose BMS and PCS are on the host."""
-    folder.mkdir(parents=True, exist_ok=True)
-    site = {
-        "bms_host": HOST, "bms_port": bench.bms_port, "pcs_host": HOST, "pcs_port": bench.pcs_port,
-        "allowed_clients": HOST, "scan_period_ms": 20, **more,
-    }  # fmt: skip
-    (folder / "site.conf").write_text("".join(f"{name} = {value}\n" for name, value in site.items()))
-    return folder
-
-
-def await_modbus(vm: Vm, timeout_s: float = 60.0) -> float:
-    """Seconds from power-on to the first answer that tells a state. Raises PointError."""
-    end_s = time.monotonic() + timeout_s * slowness()
-    while True:
-        try:
-            with PointClient("127.0.0.1", vm.modbus_port, POINT, 2.0) as client:
-                client.read("CmfState")
-                return time.monotonic() - vm.started_s
-        except PointError:
-            if time.monotonic() > end_s:
-                raise
-        time.sleep(0.1)
 
 
 def await_settled(vm: Vm, timeout_s: float = 30.0) -> None:
@@ -152,10 +87,10 @@ def profiles(vm: Vm) -> Row:
     """Loaded and enforced, and the running processes are under them."""
     loaded = vm.out("cat /sys/kernel/security/apparmor/profiles").splitlines()
     enforced = {line.split()[0] for line in loaded if line.endswith("(enforce)")}
-    expected = {f"ems-{name}" for name in SERVICES}
-    pids = vm.out("for u in ems-server ems-historian ems-clock ems-aggregator; do "
+    expected = {f"ems-{name}" for name in (*SERVICES, "updater")}
+    pids = vm.out("for u in ems-server ems-historian ems-clock ems-aggregator ems-updater; do "
                   "cat /proc/$(systemctl show -p MainPID --value $u)/attr/current; done")  # fmt: skip
-    ok = enforced == expected and len(loaded) == len(expected) and pids.count("(enforce)") == 4
+    ok = enforced == expected and len(loaded) == len(expected) and pids.count("(enforce)") == 5
     return Row("AppArmor: our profiles only, in enforce", ok, f"{len(enforced)} of {len(loaded)} in enforce")
 
 
@@ -167,6 +102,51 @@ def denials(vm: Vm) -> Row:
         {" ".join(re.findall(r'(?:profile|operation|name|class)="[^"]*"', line)) for line in seen.splitlines()}
     )
     return Row("AppArmor denies nothing of what they do", not what, "; ".join(what)[:1500] or "none")
+
+
+_TRIAL = """
+import os, socket, sys
+def tried(name, act):
+    try:
+        act()
+        print(name)
+    except PermissionError:
+        pass
+tried("start a program", lambda: os.posix_spawn("/usr/bin/true", ["true"], {{}}))
+for path in {paths!r}:
+    tried("write " + path, lambda: open(path, "ab").close())
+tried("read /etc/shadow", lambda: open("/etc/shadow").close())
+for family, kind in {sockets!r}:
+    tried(f"open a socket {{family}}", lambda: socket.socket(getattr(socket, family), getattr(socket, kind)))
+open("/etc/ems/site.conf").close()
+print("end")
+"""
+_UNDER = (
+    "open('/proc/self/attr/exec', 'w').write('exec {profile}'); import os, sys; "
+    "os.execv('/usr/bin/python3', ['python3', '-I', '-c', sys.argv[1]])"
+)
+_ANY = ("/dev/vda", "/efi/EFI/ems/grubenv", "/run/probe", "/run/ems/probe.img", "/var/lib/ems/probe")
+_INET, _NO_SOCKET = ("AF_INET", "SOCK_STREAM"), (("AF_INET", "SOCK_STREAM"), ("AF_PACKET", "SOCK_RAW"))
+DENIED = {
+    "guard": (_ANY, _NO_SOCKET), "controller": (_ANY, _NO_SOCKET), "sampler": (_ANY, _NO_SOCKET),
+    "aggregator": (_ANY, (("AF_PACKET", "SOCK_RAW"), ("AF_INET", "SOCK_DGRAM"))),
+    "server": (_ANY, (("AF_PACKET", "SOCK_RAW"), ("AF_INET", "SOCK_DGRAM"))),
+    "historian": (_ANY[:4], _NO_SOCKET),
+    "clock": (_ANY, (_INET, ("AF_PACKET", "SOCK_RAW"))),
+    "updater": (_ANY[:4], (("AF_PACKET", "SOCK_RAW"), ("AF_INET", "SOCK_DGRAM"))),
+}  # fmt: skip
+"""Profile -> what root may not write and open under it; neither the user nor the unit's sandbox helps here."""
+
+
+def denied(vm: Vm) -> Row:
+    passed = []
+    for name, (paths, sockets) in DENIED.items():
+        trial = shlex.quote(_TRIAL.format(paths=paths, sockets=sockets))
+        seen = vm.out(f'/usr/bin/python3 -I -c "{_UNDER.format(profile=f"ems-{name}")}" {trial}').splitlines()
+        passed += [f"{name}: {what}" for what in seen if what != "end"]
+        passed += [] if "end" in seen else [f"{name}: did not come to its end"]
+    tries = sum(2 + len(paths) + len(sockets) for paths, sockets in DENIED.values())
+    return Row("AppArmor denies what it must", not passed, "; ".join(passed)[:900] or f"{tries} tries of root under 8")
 
 
 def exposure(vm: Vm) -> Row:
@@ -229,8 +209,8 @@ def warnings(vm: Vm) -> Row:
 
 
 CHECKS: tuple[Callable[[Vm], Row], ...] = (
-    state, realtime, memory, root, failed, services, firewall, profiles, denials, exposure, ports, peers, data, seeded,
-    untainted, warnings,
+    state, realtime, memory, root, failed, services, firewall, profiles, denials, denied, exposure, ports, peers, data,
+    seeded, untainted, warnings,
 )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -83,31 +84,31 @@ def slowness() -> float:
 
 
 class Vm:
-    """`disk` is never written. `seed` is a folder for the ESP, `usb` are sockets on which usb-redir devices listen."""
+    """`disk` is never written. `seed`: a folder for the ESP. `options`: QEMU's, for more devices."""
 
     def __init__(
         self,
         disk: Path,
         work: Path,
         seed: Path | None = None,
-        usb: Sequence[Path] = (),
+        options: Sequence[str] = (),
         disk_mib: int = 4096,
         memory_mib: int = 1024,
         cores: int = 1,
         credentials: Mapping[str, str] | None = None,
     ) -> None:
-        self.work, self._usb, self._memory_mib, self._cores = work, tuple(usb), memory_mib, cores
+        self.work, self._options, self._memory_mib, self._cores = work, tuple(options), memory_mib, cores
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         self.overlay, self._vars = work / "overlay.qcow2", work / "vars.fd"
-        _call(
+        call(
             "qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.absolute(), "-F", "raw", self.overlay, f"{disk_mib}M"
         )
         shutil.copyfile(OVMF / "OVMF_VARS_4M.fd", self._vars)
         if seed:
             self.seed(seed)
-        self.modbus_port, self.secure_port = _free_port(), _free_port()
-        self.started_s = 0.0
+        self.modbus_port, self.secure_port = free_port(), free_port()
+        self.started_s, self._sticks = 0.0, 0
         self._credentials = {**_agent_credentials(), **(credentials or {})}
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: socket.socket | None = None
@@ -126,15 +127,15 @@ class Vm:
     def read_esp(self) -> Path:
         """The ESP as it is now, as a file for mtools."""
         esp = self.work / "esp.img"
-        _call("qemu-img", "dd", "-f", "qcow2", "-O", "raw", f"if={self.overlay}", f"of={esp}", "bs=1M",
+        call("qemu-img", "dd", "-f", "qcow2", "-O", "raw", f"if={self.overlay}", f"of={esp}", "bs=1M",
               f"count={ESP_AT_MIB + ESP_MIB}", f"skip={ESP_AT_MIB}")  # fmt: skip
         return esp
 
     def seed(self, folder: Path) -> None:
         """Puts `folder` onto the ESP as ems-seed, as `make flash SEED=` does."""
         esp = self.read_esp()
-        _call("mcopy", "-s", "-o", "-i", esp, folder, "::ems-seed")
-        _call("qemu-io", "-f", "qcow2", "-c", f"write -q -s {esp} {ESP_AT_MIB}M {ESP_MIB}M", self.overlay)
+        call("mcopy", "-s", "-o", "-i", esp, folder, "::ems-seed")
+        call("qemu-io", "-f", "qcow2", "-c", f"write -q -s {esp} {ESP_AT_MIB}M {ESP_MIB}M", self.overlay)
 
     # Power
 
@@ -157,11 +158,7 @@ class Vm:
             "-device", "virtserialport,chardev=t,name=ems.test",
             "-qmp", f"unix:{self.work / 'qmp.sock'},server=on,wait=off",
         ]  # fmt: skip
-        if self._usb:
-            command += ["-device", "qemu-xhci,id=usb"]
-        for number, path in enumerate(self._usb):
-            command += ["-chardev", f"socket,id=u{number},path={path},reconnect=1"]
-            command += ["-device", f"usb-redir,chardev=u{number},id=io{number}"]
+        command += self._options
         for number, (name, value) in enumerate(self._credentials.items()):
             path = self.work / f"credential{number}"
             path.write_text(f"io.systemd.credential.binary:{name}={base64.b64encode(value.encode()).decode()}")
@@ -193,6 +190,20 @@ class Vm:
         if "error" in answer:
             raise VmError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
+
+    @contextmanager
+    def stick(self, image: Path) -> Iterator[None]:
+        """A USB stick with that content, put in and pulled out again. It needs a USB bus in `options`."""
+        self._sticks += 1
+        name = f"stick{self._sticks}"
+        self.qmp("blockdev-add", **{"node-name": name, "driver": "raw"},
+                 file={"driver": "file", "filename": str(image.absolute())})  # fmt: skip
+        self.qmp("device_add", driver="usb-storage", id=name, drive=name, removable=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(VmError, OSError):  # a machine that is off holds nothing
+                self.qmp("device_del", id=name)
 
     # The agent
 
@@ -258,13 +269,15 @@ def _agent_credentials() -> dict[str, str]:
     }
 
 
-def _call(*command: str | Path) -> None:
+def call(*command: str | Path) -> str:
+    """What a program on the host prints. Raises VmError."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise VmError(f"{' '.join(map(str, command))}: {(done.stdout + done.stderr).strip()}")
+    return done.stdout
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -38,7 +38,8 @@ TESTS = (
     "tests/test_boundaries_*.py", "tests/test_core_*.py", "tests/test_machine.py", "tests/test_delta.py",
     "tests/test_proof.py", "tests/test_guard*.py", "tests/test_section.py", "tests/test_modbus_server.py",
     "tests/test_fuzz.py", "tests/test_store.py", "tests/test_journal.py", "tests/test_loops.py",
-    "tests/test_fault_catalogue.py", "tests/test_grid_functions.py",
+    "tests/test_fault_catalogue.py", "tests/test_grid_functions.py", "tests/test_update_hold.py",
+    "tests/test_watchdog.py",
 )  # fmt: skip
 
 

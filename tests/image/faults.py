@@ -1,0 +1,169 @@
+"""What is done to the booted appliance with its adapters, and what the rack sees of it. One boot, in this order.
+
+Contactors are judged by the rack's own word and by the levels at the adapters, never by what the appliance says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from commission_walk import commission
+from waiting import wait_until
+
+from firmware.commissioning import verified
+from firmware.points import PointError
+from statemachine.signals import Mode, Why
+from statemachine.states import CHARGING, OPEN, State
+
+from .plant import Booted, Row, booted, rows
+from .vm import slowness
+
+PATIENCE_S = 30.0 * slowness()
+COILS = ("coil_neg", "coil_pos", "coil_pre")
+UNITS = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
+
+
+def isolated(a: Booted) -> Row:
+    """With everything plugged in the units find their lines, and the rack is verified open."""
+    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    seen = {name: a.vm.run(f"systemctl is-active ems-{name}").out.strip() for name in UNITS}
+    missing = [name for name, word in seen.items() if word != "active"]
+    return Row("board found: seven units run, ISOLATED", not missing, ", ".join(missing) or "ISOLATED")
+
+
+def refused(a: Booted) -> Row:
+    """Delivered uncommissioned: nothing closes."""
+    try:
+        a.command(Mode.CHARGE, 0.2)
+        seen = "accepted"
+    except PointError as error:
+        seen = str(error)
+    why = Why(int(a.get("AckWhy")))
+    return Row(
+        "nothing closes before commissioning", why is Why.NOT_COMMISSIONED and a.all_open(), f"{seen}, {why.name}"
+    )
+
+
+def commissioned(a: Booted) -> Row:
+    """Every interlock, kill-switch, tamper and reset through real lines; the record is signed."""
+    record = a.vm.work / "record.json"
+    said = commission(a, a.vm.modbus_port, record, PATIENCE_S)
+    checks = len(verified(record.read_bytes())["checks"])
+    return Row("commissioned over Modbus, record signed", "Commissioned" in said, f"{checks} checks")
+
+
+def charging(a: Booted, rate_c: float = 0.2) -> None:
+    """Charges, above the break current."""
+    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    wait_until(lambda: not a.get("Permit"), PATIENCE_S, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
+    a.command(Mode.CHARGE, rate_c)
+    a.until(*CHARGING, timeout_s=PATIENCE_S)
+    wait_until(lambda: a.truth("true_current_a") < -50, PATIENCE_S, "50 A into the rack")
+
+
+def charge_to_80(a: Booted) -> Row:
+    """From 20 % through the real lines, the rack's cells sped up."""
+    start = time.monotonic()
+    a.inject(soc_preset=20.0)
+    charging(a, 0.5)
+    a.inject(speed=60)
+    a.until(State.CHARGED, timeout_s=20 * PATIENCE_S)
+    a.inject(speed=1)
+    soc, faults = a.truth("true_soc"), a.faults()
+    a.command(Mode.OFF)
+    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    seen = f"{soc:.1f} % after {time.monotonic() - start:.0f} s, faults {faults or 'none'}"
+    return Row("a full charge to 80 % through the image", abs(soc - 80.0) < 2.0 and not faults, seen)
+
+
+def opened_after(a: Booted, act: Callable[[], None], limit_s: float) -> float:
+    """Seconds from the act until the rack has no contactor closed; AssertionError when it takes longer."""
+    start = time.monotonic()
+    act()
+    wait_until(a.all_open, limit_s, "every contactor open")
+    return time.monotonic() - start
+
+
+def recover(a: Booted) -> None:
+    """Reset and acknowledge until it is ISOLATED."""
+
+    def there() -> bool:
+        if a.state() is State.ISOLATED:
+            return True
+        a.inject(reset_button=1)
+        time.sleep(0.5)
+        a.inject(reset_button=0)
+        try:
+            a.site.write({"AckFaults": 1})
+            a.command(Mode.OFF)
+        except PointError:
+            pass
+        return False
+
+    wait_until(there, PATIENCE_S, lambda: f"ISOLATED; {a.state()}, {a.faults()}", 0.5)
+
+
+def kill_switch(a: Booted) -> Row:
+    """Pressed under charge: both coil outputs of the controller and safe-enable of the guard, at the adapters."""
+    a.inject(soc_preset=30.0)
+    charging(a)
+    before = len(a.adapters.edges())
+    took_s = opened_after(a, lambda: a.inject(kill_switch=1), 5.0)
+    wait_until(lambda: a.state() is State.EMERGENCY_STOP, PATIENCE_S, "EMERGENCY_STOP")
+    low = {edge.line for edge in a.adapters.edges()[before:] if not edge.level}
+    a.inject(kill_switch=0)
+    recover(a)
+    ok = {"safe_enable", "coil_neg", "coil_pos"} <= low
+    return Row(
+        "kill-switch under charge: contactors open, coils and safe-enable low", ok, f"open after {took_s * 1000:.0f} ms"
+    )
+
+
+def _unplugged(adapter: str, what: str) -> Callable[[Booted], Row]:
+    def check(a: Booted) -> Row:
+        a.inject(soc_preset=30.0)
+        charging(a)
+        took_s = opened_after(a, lambda: a.adapters.unplug(adapter), 5.0 * slowness())
+        a.adapters.plug(adapter)
+        wait_until(lambda: a.state() in OPEN, 4 * PATIENCE_S, lambda: f"an open state; {a.state()}")
+        recover(a)
+        return Row(
+            f"{what} unplugged under charge: safe, and back after plugging in",
+            True,
+            f"open after {took_s * 1000:.0f} ms",
+        )
+
+    check.__name__ = f"{adapter} unplugged"
+    return check
+
+
+def _signalled(unit: str, signal: str, limit_s: float) -> Callable[[Booted], Row]:
+    def check(a: Booted) -> Row:
+        a.inject(soc_preset=30.0)
+        charging(a)
+        took_s = opened_after(a, lambda: a.kill(unit, signal), limit_s)
+        wait_until(lambda: a.state() in OPEN, 4 * PATIENCE_S, lambda: f"an open state; {a.state()}")
+        seen = a.state()
+        recover(a)
+        name = seen.name if seen is not None else "silent"
+        return Row(f"{signal} to the {unit} under charge", True, f"open after {took_s * 1000:.0f} ms, {name}")
+
+    check.__name__ = f"{signal} {unit}"
+    return check
+
+
+CHECKS: tuple[Callable[[Booted], Row], ...] = (
+    isolated, refused, commissioned, charge_to_80, kill_switch,
+    _signalled("controller", "SIGKILL", 30.0), _signalled("controller", "SIGSTOP", 30.0),
+    _signalled("guard", "SIGKILL", 30.0), _signalled("guard", "SIGSTOP", 30.0),
+    _unplugged("io0", "the guard's adapter"), _unplugged("io3", "the coils' adapter"),
+)  # fmt: skip
+
+
+def faults(disk: Path, work: Path) -> Iterator[Row]:
+    """One boot, every check."""
+    with booted(disk, work) as a:
+        a.vm.await_agent()
+        yield from rows(a, CHECKS)

@@ -1,0 +1,126 @@
+"""What stands around the machine: the simulated rack on the host, the site's configuration, and the adapters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance import Remote
+
+from firmware.config import prepare
+from firmware.points import PointClient, PointError
+from firmware.registers import POINT
+
+from .bench_board import BenchBoard
+from .vm import HOST, Vm, VmError, free_port, slowness
+
+REPO = Path(__file__).parents[2]
+
+
+class Row(NamedTuple):
+    promise: str
+    ok: bool
+    seen: str
+
+
+class Rack(NamedTuple):
+    """The simulated BMS and PCS, on the host."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    bms_port: int
+    pcs_port: int
+    control_port: int
+
+
+@contextmanager
+def rack(work: Path) -> Iterator[Rack]:
+    """`python -m drivers.bench` until the end of the block."""
+    run = work / "bench"
+    run.mkdir(parents=True, exist_ok=True)
+    ports = [free_port() for _ in range(3)]
+    environ = {"PYTHONPATH": str(REPO), "EMS_RUN_DIR": str(run), "EMS_BMS_PORT": str(ports[0]),
+               "EMS_PCS_PORT": str(ports[1]), "EMS_BENCH_PORT": str(ports[2])}  # fmt: skip
+    with (work / "bench.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "drivers.bench"], env=environ, stdout=log, stderr=log)
+    try:
+        yield Rack(process, run, *ports)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def seed(folder: Path, bench: Rack, **more: object) -> Path:
+    """A site whose BMS and PCS are on the host; everything else is the factory's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    site = {
+        "bms_host": HOST, "bms_port": bench.bms_port, "pcs_host": HOST, "pcs_port": bench.pcs_port,
+        "allowed_clients": HOST, "scan_period_ms": 50, **more,
+    }  # fmt: skip
+    (folder / "site.conf").write_text("".join(f"{name} = {value}\n" for name, value in site.items()))
+    return folder
+
+
+def await_modbus(vm: Vm, timeout_s: float = 60.0) -> float:
+    """Seconds from power-on to the first answer that tells a state. Raises PointError."""
+    end_s = time.monotonic() + timeout_s * slowness()
+    while True:
+        try:
+            with PointClient("127.0.0.1", vm.modbus_port, POINT, 2.0) as client:
+                client.read("CmfState")
+                return time.monotonic() - vm.started_s
+        except PointError:
+            if time.monotonic() > end_s:
+                raise
+        time.sleep(0.1)
+
+
+class Booted(Remote):
+    """The appliance in its machine, its adapters, and the rack that they are wired to."""
+
+    def __init__(self, vm: Vm, adapters: BenchBoard, bench: Rack) -> None:
+        super().__init__(vm.modbus_port, bench.control_port, 5.0)
+        self.vm, self.adapters = vm, adapters
+
+    def kill(self, name: str, signal: str) -> None:
+        """To the main process of a unit, by the service manager."""
+        self.vm.out(f"systemctl kill --kill-whom=main -s {signal} ems-{name}")
+
+    def journal(self, unit: str, lines: int = 5) -> str:
+        return self.vm.out(f"journalctl -b -u {unit} --no-pager -o cat -n {lines}")
+
+
+@contextmanager
+def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None) -> Iterator[Booted]:
+    """Switched on with everything plugged in; `credentials`: more units and drop-ins for it."""
+    with rack(work) as bench:
+        places = {"bms_host": HOST, "bms_port": bench.bms_port, "pcs_host": HOST, "pcs_port": bench.pcs_port}
+        emulated = {"scan_period_ms": 50, "bms_timeout": 3, "pcs_timeout": 3, "pcs_poll_ms": 100, "bms_poll_ms": 500}
+        prepare(work / "seed", {**places, **emulated, "allowed_clients": HOST})
+        with (
+            BenchBoard(bench.directory) as adapters,
+            Vm(disk, work / "vm", work / "seed", adapters.qemu_options(), cores=2, credentials=credentials) as vm,
+        ):
+            vm.start()
+            await_modbus(vm)
+            made = Booted(vm, adapters, bench)
+            try:
+                yield made
+            finally:
+                made.close()
+
+
+def rows(a: Booted, checks: Iterable[Callable[[Booted], Row]]) -> Iterator[Row]:
+    """Each check's row and how long it took; a check that cannot be made has failed, and the next one is tried."""
+    for check in checks:
+        start = time.monotonic()
+        try:
+            row = check(a)
+        except (AssertionError, PointError, VmError, OSError) as error:
+            row = Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900])
+        yield row._replace(seen=f"{row.seen} ({time.monotonic() - start:.0f} s)")

@@ -1,0 +1,209 @@
+"""Updates of the booted image by rauc and GRUB: what is refused, what is installed, what is taken back."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+
+import bundles
+from commission_walk import commission
+from waiting import wait_until
+
+from firmware.points import PointError
+from firmware.update_codes import UpdateResult, UpdateState
+from statemachine.leds import ROLLED_BACK
+from statemachine.signals import Mode
+from statemachine.states import State
+
+from .faults import PATIENCE_S, charging
+from .plant import Booted, Row, booted, rows
+from .vm import MIB, VmError, call
+
+LABEL, NEWER = "EMS-UPDATE", "99991231-test"
+LENIENT = {"systemd.unit-dropin.ems-updater.service~test": "[Service]\nEnvironment=EMS_LATE_SHARE=0.5\n"}
+"""An emulated processor is late more often than the self-test allows."""
+
+
+class Bundles:
+    """The image's own content, bundled anew: right, and wrong in one way each."""
+
+    def __init__(self, image: Path, work: Path) -> None:
+        self._content, self._work = work / "content", work
+        shutil.rmtree(work, ignore_errors=True)
+        self._content.mkdir(parents=True)
+        for name in ("root.img", "boot.img"):
+            (self._content / name).symlink_to((image / "work" / name).absolute())
+        built = (image / "update.raucb").absolute()
+        said = call("rauc", f"--keyring={image / 'ca' / 'ca.pem'}", "info", "--output-format=shell", built)
+        self.compatible = next(x for x in said.splitlines() if x.startswith("RAUC_MF_COMPATIBLE=")).split("'")[1]
+        self._signer = image / "ca" / "signing.pem", image / "ca" / "signing.key"
+
+    def made(
+        self, name: str, version: str = NEWER, compatible: str = "", signer: tuple[Path, Path] | None = None
+    ) -> Path:
+        """A bundle of its own version; the newest wins."""
+        (self._content / "manifest.raucm").write_text(
+            f"[update]\ncompatible={compatible or self.compatible}\nversion={version}\n\n[bundle]\nformat=verity\n\n"
+            "[image.rootfs]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n"
+        )
+        certificate, key = signer or self._signer
+        target = self._work / f"{name}.raucb"
+        call("rauc", "bundle", f"--cert={certificate}", f"--key={key}", self._content, target)
+        return target
+
+    def by_a_stranger(self) -> Path:
+        signer = bundles.issued(bundles.authority(self._work / "stranger"), "signer")
+        return self.made("stranger", signer=(signer.certificate, signer.key))
+
+    def tampered(self) -> Path:
+        path = self.made("tampered")
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 3)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
+        return path
+
+    def truncated(self) -> Path:
+        path = self.made("truncated")
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        return path
+
+
+def stick(bundle: Path) -> Path:
+    """A FAT stick with that bundle."""
+    image = bundle.with_suffix(".stick")
+    with image.open("wb") as file:
+        file.truncate(bundle.stat().st_size + 16 * MIB)
+    call("mkfs.vfat", "-n", LABEL, image)
+    call("mcopy", "-i", image, bundle, "::update.raucb")
+    return image
+
+
+def standby(a: Booted) -> str:
+    """Digest of what a standby slot begins with."""
+    which = "b" if a.get("UpdSlot") == 1 else "a"
+    parts = " ".join(f"/dev/disk/by-partlabel/{kind}-{which}" for kind in ("boot", "root"))
+    return a.vm.out(f"for p in {parts}; do head -c 32M $p | md5sum; done; cat /efi/EFI/ems/grubenv", 60.0)
+
+
+def service(a: Booted) -> None:
+    if a.state() is not State.SERVICE:
+        a.command(Mode.SERVICE)
+        a.until(State.SERVICE, timeout_s=PATIENCE_S)
+
+
+def result(a: Booted) -> UpdateResult | None:
+    """None while the unit does not say."""
+    try:
+        value = a.get("UpdResult")
+    except PointError:
+        return None
+    return UpdateResult(int(value)) if value == value else None
+
+
+def _refused(make: Callable[[Bundles], Path], why: UpdateResult) -> Callable[[Booted, Bundles], Row]:
+    def check(a: Booted, b: Bundles) -> Row:
+        service(a)
+        before, path = standby(a), make(b)
+        with a.vm.stick(stick(path)):
+            wait_until(lambda: result(a) is why, 6 * PATIENCE_S, lambda: f"{why.name}; {result(a)}", 0.5)
+            wait_until(lambda: a.get("UpdState") == UpdateState.IDLE, PATIENCE_S, "the agent is idle", 0.5)
+        path.unlink()
+        return Row(f"a bundle is refused: {why.name}", standby(a) == before, "standby slot as before")
+
+    check.__name__ = why.name
+    return check
+
+
+def _restarted(a: Booted, act: Callable[[], object]) -> None:
+    """Until another boot answers than the one before."""
+    before = a.vm.out("cat /proc/sys/kernel/random/boot_id")
+    act()
+
+    def other() -> bool:
+        try:
+            return a.vm.out("cat /proc/sys/kernel/random/boot_id") != before
+        except VmError:
+            return False
+
+    wait_until(other, 20 * PATIENCE_S, lambda: f"another boot; {result(a)}, console {a.vm.console()[-300:]}", 1.0)
+
+
+def installed(a: Booted, b: Bundles) -> Row:
+    """From the stick into the other slot, restart, self-test, mark-good."""
+    start, old = time.monotonic(), a.get("UpdSlot")
+    service(a)
+    path = b.made("good")
+    with a.vm.stick(stick(path)):
+        _restarted(a, lambda: None)
+        wait_until(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}", 1.0)
+    path.unlink()
+    slot, env = a.get("UpdSlot"), a.vm.out("cat /efi/EFI/ems/grubenv | tr '\\n' ' '").split("#")[0]
+    wait_until(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries", 0.5)
+    record = a.get("CommState")
+    charging(a)
+    a.command(Mode.OFF)
+    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    seen = (
+        f"slot {old:g} to {slot:g} in {time.monotonic() - start:.0f} s, {env.strip()}, commissioned {record:g}, charges"
+    )
+    return Row("a good bundle is installed, restarted into, confirmed; the rack charges", slot != old, seen)
+
+
+def taken_back(a: Booted, b: Bundles) -> Row:
+    """The new version finds no board: its self-test fails, the version before comes back and says why."""
+    start, old = time.monotonic(), a.get("UpdSlot")
+    service(a)
+    path = b.made("bad", version="99991231-worse")
+    with a.vm.stick(stick(path)):
+        wait_until(lambda: a.get("UpdState") == UpdateState.RESTARTING, 20 * PATIENCE_S, "RESTARTING", 0.2)
+        _restarted(a, lambda: a.adapters.unplug("io0"))
+        wait_until(lambda: result(a) is UpdateResult.CHECK_IO, 20 * PATIENCE_S, lambda: f"CHECK_IO; {result(a)}", 1.0)
+    a.adapters.plug("io0")
+    path.unlink()
+    slot = a.get("UpdSlot")
+    a.until(State.ISOLATED, timeout_s=4 * PATIENCE_S)
+    led, told = int(a.get("LedRun")), a.vm.out("grep -c 'UPDATE CHECK_IO' /var/log/ems/battery.log")
+    charging(a)
+    a.command(Mode.OFF)
+    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    ok = slot == old and led == ROLLED_BACK and told != "0"
+    seen = f"slot {slot:g} again after {time.monotonic() - start:.0f} s, RUN {led:#x}, told in battery.log, charges"
+    return Row("a version that fails its self-test is taken back, with its reason", ok, seen)
+
+
+CHECKS: tuple[Callable[[Booted, Bundles], Row], ...] = (
+    _refused(Bundles.by_a_stranger, UpdateResult.SIGNATURE),
+    _refused(Bundles.tampered, UpdateResult.DAMAGED),
+    _refused(Bundles.truncated, UpdateResult.TRUNCATED),
+    _refused(lambda b: b.made("other", compatible="ems-edge-other"), UpdateResult.COMPATIBLE),
+    installed,
+    taken_back,
+)  # fmt: skip
+
+
+def _with(b: Bundles, check: Callable[[Booted, Bundles], Row]) -> Callable[[Booted], Row]:
+    @wraps(check)
+    def one(a: Booted) -> Row:
+        return check(a, b)
+
+    return one
+
+
+def updates(disk: Path, work: Path) -> Iterator[Row]:
+    """One machine, every check in order; a check that cannot be made has failed, and the rest is tried."""
+    made = Bundles(disk.parent, work / "bundles")
+    with booted(disk, work, LENIENT) as a:
+        a.vm.await_agent()
+        try:
+            a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+            commission(a, a.vm.modbus_port, work / "record.json", PATIENCE_S)
+        except (AssertionError, PointError, VmError) as error:
+            yield Row("ready for updates", False, str(error)[:900])
+            return
+        yield from rows(a, [_with(made, check) for check in CHECKS])
