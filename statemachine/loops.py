@@ -141,15 +141,18 @@ def _compare(tracks: list[Track | None], memory: LoopMemory, loaded: bool, step_
         if not (loaded or was[i]):
             tracks[i] = t._replace(still_ms=UNSEEN)
             continue
-        others = [c for j, c in enumerate(compared) if c is not None and j != i]
-        others_c = _median(others)
         if t.still_ms == UNSEEN or abs(t.middle_c - t.anchor_c) > STUCK_K:
-            tracks[i] = t._replace(anchor_c=t.middle_c, others_c=others_c, still_ms=0.0)
+            tracks[i] = t._replace(anchor_c=t.middle_c, others_c=_others(compared, i), still_ms=0.0)
             continue
         still_ms = min(STUCK_MS, t.still_ms + step_ms)
         tracks[i] = t._replace(still_ms=still_ms)
-        stuck[i] = was[i] or (still_ms >= STUCK_MS and abs(others_c - t.others_c) > STUCK_OTHERS_K)
+        stuck[i] = was[i] or (still_ms >= STUCK_MS and abs(_others(compared, i) - t.others_c) > STUCK_OTHERS_K)
     return _bits(stuck), members
+
+
+def _others(compared: list[float | None], i: int) -> float:
+    """Median of all but one."""
+    return _median([c for j, c in enumerate(compared) if c is not None and j != i])
 
 
 def _median(values: list[float]) -> float:

@@ -74,6 +74,14 @@ def test_it_ticks_as_slowly_as_the_board_asks(monkeypatch: pytest.MonkeyPatch) -
     assert loop.run().of("tick") == [12_500_000, 25_000_000, 37_500_000]
 
 
+def test_the_service_manager_hears_of_every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    loop = Loop(monkeypatch, ticks=3)
+    monkeypatch.setattr(module, "Notifier", lambda: SimpleNamespace(tick=lambda: heard.append(len(loop.of("tick")))))
+    loop.run()
+    assert heard == [1, 2, 3]
+
+
 def test_an_edge_is_answered_at_once_and_moves_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(monkeypatch, ticks=2)
     loop.edges_ns = [START_NS + 1000, START_NS + 2000, START_NS + TICK_NS + 5]
