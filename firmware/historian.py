@@ -134,6 +134,9 @@ class Keeper:
             self.saved, self.ok = wanted, True
 
 
+VOLATILE = "the data partition cannot be mounted: factory configuration, nothing is kept over a restart"
+
+
 class Historian:
     """`poll()` writes what is new in the process image of `run` into `logs` and `state`.
 
@@ -160,6 +163,9 @@ class Historian:
         self._met: set[str] = set()
         self._told: dict[BoundedFile, int] = {self.log: 0, self.csv: 0}
         self._failing: set[str] = set()
+        self._volatile = os.environ.get("EMS_VOLATILE") == "1"
+        if self._volatile:
+            self.say(VOLATILE)
 
     def poll(self) -> None:
         """One pass: the saved state first, then new events, a CSV row when its period is over, freeze-frames."""
@@ -231,6 +237,7 @@ class Historian:
     def _publish(self) -> None:
         saved = self.keeper.saved
         ok = self.log.ok and self.csv.ok and self.journal.ok and self.keeper.ok and not self.recorder.error
+        ok = ok and not self._volatile
         lost = self.log.lost + self.csv.lost + self.journal.lost + self.recorder.lost
         store = Store(ok, lost, saved.faults_latched if saved else 0, saved.cycles if saved else 0)
         self._files["store"].publish(STORE.pack(*store))

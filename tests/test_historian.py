@@ -14,7 +14,7 @@ import pytest
 
 from drivers.section import SectionError, SectionFile
 from firmware.bounded_file import BoundedFile
-from firmware.historian import CSV_HEADER, Historian, Keeper, in_words, line_of
+from firmware.historian import CSV_HEADER, VOLATILE, Historian, Keeper, in_words, line_of
 from firmware.image import BMS, CLOCK, PCS, STATUS, STORE, Event, EventLog, Status, View, writer
 from firmware.journal import Entry, Note, read
 from firmware.store import Loaded, Saved, Store, load
@@ -555,4 +555,18 @@ def test_a_second_historian_is_refused(run: Path, logs: Path, state: Path) -> No
     historian = Historian(run, logs, state)
     with pytest.raises(SectionError, match="already has a writer"):
         Historian(run, logs, state)
+    historian.close()
+
+
+def test_memory_in_place_of_the_data_partition_is_told_and_shown_as_a_store_that_does_not_work(
+    run: Path, logs: Path, state: Path, later: _Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMS_VOLATILE", "1")
+    historian = Historian(run, logs, state)
+    later.leap(1.0)
+    historian.poll()
+    seen = _health(run)
+    assert seen is not None
+    assert not seen.writes_ok
+    assert VOLATILE in _lines(logs)[0]
     historian.close()
