@@ -110,3 +110,19 @@ def test_what_is_held_is_told_until_the_frame_is_whole() -> None:
         assert reader.pending
     assert len(list(reader.feed(stream[-1:]))) == 1
     assert not reader.pending
+
+
+@pytest.mark.parametrize("length", [2, 3, 100, 253, 254])
+def test_what_is_one_frame_is_taken_as_it_is(length: int) -> None:
+    frame = whole(length)
+    assert adu.whole(frame) == (7, 1, b"\x03" + bytes(length - 2))
+    assert adu.whole(frame[:-1]) is None
+    assert adu.whole(frame + b"\0") is None
+    assert adu.whole(frame + frame) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", whole(2)[:7], header(2, protocol=1), header(1), header(3), whole(255), whole(300, 16)]
+)
+def test_what_is_not_one_frame_of_an_answer_is_left_to_the_reader(data: bytes) -> None:
+    assert adu.whole(data) is None

@@ -94,3 +94,7 @@ def test_the_panel_shows_the_update_and_that_it_was_taken_back() -> None:
     rig.updater = Updater(False, True)
     assert rig.send(mode=Mode.OFF).scan(20).o.led_codes[0] == leds.ROLLED_BACK
     assert rig.send(mode=Mode.READY).until(State.READY, 15_000).o.led_codes[0] == leds.BY_STATE[State.READY].run
+
+
+def test_the_numbers_are_those_of_the_documents() -> None:
+    assert (leds.UPDATING, leds.ROLLED_BACK, UPDATER_SILENT_MS) == (0x22, 0x23, 10_000.0)

@@ -35,6 +35,7 @@ PRELOADED = (
 OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "--tb=no")
 SLOWER = 10.0  # a test that takes so many times its usual time hangs
 SPARE_S = 3.0
+QUICK_S = 0.02  # of what a module's own lines may change all such tests are tried first, wherever they are
 TOO_SLOW_S, GIVEN_UP_S = 5.0, 6.0  # a test that takes longer, with its statements counted, kills nothing here
 HINTS_S, BUDGET_S, SECOND_BUDGET_S = 0.0, 12.0, 120.0
 """Usual time of the tests that are tried on one mutant, then on a survivor: a loaded machine measures long times. With
@@ -91,7 +92,9 @@ class Order:
             return list(dict.fromkeys(known or self._quickest))
         fitting = self._covering(mutant) if mutant.where != MODULE else []
         files = self._files.get(mutant.path, set())
-        fitting = fitting or sorted(self._quickest, key=lambda node: _file(node) not in files)
+        fitting = fitting or sorted(
+            self._quickest, key=lambda n: (self.tests[n].seconds > QUICK_S, _file(n) not in files)
+        )
         wanted = set(fitting)
         known = [*self.killers.get(_place(mutant), ())[:8], *self.killers.get(mutant.path, ())[:8]]
         hints = [node for node in dict.fromkeys(known) if node in wanted]
@@ -99,10 +102,9 @@ class Order:
             return hints
         left_s, chosen = self.budget_s, []
         for node in dict.fromkeys([*hints, *fitting]):
-            left_s -= self.tests[node].seconds
-            if left_s < 0.0:
-                break
-            chosen.append(node)
+            if self.tests[node].seconds <= left_s:  # a slow one that does not fit keeps no quick one out
+                left_s -= self.tests[node].seconds
+                chosen.append(node)
         return chosen
 
     def killed(self, mutant: Mutant, by: str) -> None:
