@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from math import nan
@@ -91,6 +92,7 @@ class Refused(ModbusError):
 class _Encoder(NamedTuple):
     """How one published point gets into the register image."""
 
+    group: int  # of Sources._fields
     pack_into: Callable[..., None]
     offset: int
     value: Callable[[Sources], Any]
@@ -106,6 +108,7 @@ def _encoder(row: Row) -> _Encoder:
     top = (1 << bits - 1) - 1 if signed else (1 << bits) - 1
     assert row.value is not None
     return _Encoder(
+        Sources._fields.index(row.group),
         struct.Struct(">" + FORMATS[point.type]).pack_into,
         2 * (point.address - BASE),
         row.value,
@@ -116,28 +119,13 @@ def _encoder(row: Row) -> _Encoder:
     )
 
 
-_PLAN = {
-    group: [
-        _encoder(row)
-        for row in registers.ROWS
-        if row.group == group and row.value is not None and row.point.address < BANK_FIRST
-    ]
-    for group in Sources._fields
-}
-"""Up to model 803; what is behind it has no fixed place."""
+_ROWS = [row for row in registers.ROWS if row.value is not None and row.point.address < BANK_FIRST]
+_PLAN = [_encoder(row) for row in _ROWS]
+"""Up to model 803, by address; what is behind it has no fixed place."""
+_STARTS = [2 * (row.point.address - BASE) for row in _ROWS]
+_ENDS = [2 * (row.point.end - BASE) for row in _ROWS]
+_STATUS, _OWN = map(Sources._fields.index, ("status", "own"))
 _UPDATE = update_model(0)
-
-
-def _encode(image: bytearray, plan: list[_Encoder], values: list[Any], before: list[Any]) -> None:
-    """Puts the values that are not as before into the registers."""
-    for encoder, number, old in zip(plan, values, before, strict=True):
-        if number == old:
-            continue
-        pack_into, offset, _, scale, bottom, top, unimplemented = encoder
-        if number != number:
-            pack_into(image, offset, unimplemented)
-        else:
-            pack_into(image, offset, round(min(top, max(bottom, number / scale))))
 
 
 def covered(address: int, count: int) -> list[Row]:
@@ -227,7 +215,7 @@ class Appliance:
         self._strings = StringUnits(directory)
         self._image, self._bank_renewed = registers.image(), False
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
-        self._encoded: dict[str, list[Any]] = {group: [None] * len(plan) for group, plan in _PLAN.items()}
+        self._changed, self._encoded = [1] * len(Sources._fields), [0] * len(_PLAN)
         self._grid = GridFunctions(self._image, file["grid"])
         self._beat_ns, self._look_ns, self._version = monotonic_ns(), 0, 0
         self._watched, self._scans, self._polls = (self._status.counter, self._strings.counter), 0, 0
@@ -320,6 +308,7 @@ class Appliance:
             raise ModbusError(2)
         if end > _BANK_AT and not self._bank_renewed:
             self._renew_bank()
+        self._encode(first, end)
         return bytes(self._image[first:end])
 
     def _renew_bank(self) -> None:
@@ -434,15 +423,29 @@ class Appliance:
         return share * (registers.rated_discharge_w if share > 0 else registers.rated_charge_w)(settings)
 
     def _update(self, **changed: Any) -> None:
+        """What follows from it in the registers is encoded when it is read."""
         self._sources = self._sources._replace(**changed)
-        groups = {*changed, "status"} if "own" in changed else set(changed)
-        for group in groups:
-            plan, before = _PLAN[group], self._encoded[group]
-            values = self._encoded[group] = [encoder.value(self._sources) for encoder in plan]
-            _encode(self._image, plan, values, before)
+        for group in changed:
+            self._changed[Sources._fields.index(group)] += 1
+        if "own" in changed:
+            self._changed[_STATUS] += 1
+
+    def _encode(self, first: int, end: int) -> None:
+        """Brings these bytes of the register image up to date."""
+        image, sources, changed, encoded = self._image, self._sources, self._changed, self._encoded
+        for at in range(bisect_right(_ENDS, first), bisect_left(_STARTS, end)):
+            group, pack_into, offset, value, scale, bottom, top, unimplemented = _PLAN[at]
+            if encoded[at] == changed[group]:
+                continue
+            encoded[at] = changed[group]
+            number = value(sources)
+            if number != number:
+                pack_into(image, offset, unimplemented)
+            else:
+                pack_into(image, offset, round(min(top, max(bottom, number / scale))))
 
     def _refresh(self) -> None:
-        """Encodes the sections that were published, or went stale, since the last time."""
+        """Takes the sections that were published, or went stale, since the last time."""
         now_ns = monotonic_ns()
         self._look_ns = now_ns + FRESH_NS
         self._version += 1
