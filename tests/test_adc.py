@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from time import monotonic_ns
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from fake_ads1115 import FakeAds1115
@@ -208,6 +210,32 @@ def test_the_stamp_stays_when_the_sampler_hangs_so_that_the_loops_age(tmp_path: 
 
 
 @pytest.mark.parametrize(("board", "code", "text"), [("bench", 0, "nothing to do"), ("nosuch", 2, "does not exist")])
+@pytest.mark.parametrize(
+    ("round_ms", "starts_ms"), [(4, [0, 20, 40, 60]), (13, [0, 20, 40, 60]), (100, [0, 150, 300, 450])]
+)
+def test_a_round_comes_every_20_ms_and_a_slow_bus_leaves_a_third_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, round_ms: int, starts_ms: list[int]
+) -> None:
+    now_ns, starts = 10**12, list[int]()
+
+    def sample() -> list[Any]:
+        nonlocal now_ns
+        now_ns += round_ms * 10**6
+        return []
+
+    def sleep_until(deadline_ns: int) -> None:
+        nonlocal now_ns
+        now_ns = max(now_ns, deadline_ns)
+
+    monkeypatch.setattr(sampler, "monotonic_ns", lambda: now_ns)
+    monkeypatch.setattr(sampler, "sleep_until", sleep_until)
+    monkeypatch.setattr(sampler, "pending_stop", lambda: len(starts) == len(starts_ms))
+    monkeypatch.setattr(sampler, "pack", lambda samples: b"")
+    section = SimpleNamespace(publish=lambda payload, stamp_ns: starts.append((stamp_ns - 10**12) // 10**6))
+    sampler.run(cast(Any, SimpleNamespace(round=sample)), cast(Any, section))
+    assert starts == starts_ms
+
+
 def test_the_process_ends_at_once_on_the_bench_and_refuses_an_unknown_board(
     board: str, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
