@@ -236,6 +236,7 @@ def test_a_round_comes_every_20_ms_and_a_slow_bus_leaves_a_third_of_the_time(
     assert starts == starts_ms
 
 
+@pytest.mark.parametrize(("board", "code", "text"), [("bench", 0, "nothing to do"), ("nosuch", 2, "does not exist")])
 def test_the_process_ends_at_once_on_the_bench_and_refuses_an_unknown_board(
     board: str, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
