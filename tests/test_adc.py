@@ -209,7 +209,6 @@ def test_the_stamp_stays_when_the_sampler_hangs_so_that_the_loops_age(tmp_path: 
     assert reader.loops() == reader.loops() == ((12.0,) * 8, 5)
 
 
-@pytest.mark.parametrize(("board", "code", "text"), [("bench", 0, "nothing to do"), ("nosuch", 2, "does not exist")])
 @pytest.mark.parametrize(
     ("round_ms", "starts_ms"), [(4, [0, 20, 40, 60]), (13, [0, 20, 40, 60]), (100, [0, 150, 300, 450])]
 )

@@ -169,6 +169,10 @@ class BenchBoard:
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._expect("ready")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _expect(self, wanted: str) -> None:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline().strip()

@@ -27,7 +27,8 @@ UNITS = ("guard", "controller", "sampler", "aggregator", "server", "historian", 
 
 def isolated(a: Booted) -> Row:
     """With everything plugged in the units find their lines, and the rack is verified open."""
-    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    a.until(*OPEN, timeout_s=PATIENCE_S)
+    recover(a)  # an emulated processor that has just booted may miss scans
     seen = {name: a.vm.run(f"systemctl is-active ems-{name}").out.strip() for name in UNITS}
     missing = [name for name, word in seen.items() if word != "active"]
     return Row("board found: seven units run, ISOLATED", not missing, ", ".join(missing) or "ISOLATED")

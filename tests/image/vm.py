@@ -167,6 +167,12 @@ class Vm:
         with (self.work / "qemu.log").open("ab") as log:
             self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    @property
+    def pid(self) -> int:
+        """QEMU's, and its first thread's."""
+        assert self._qemu is not None
+        return self._qemu.pid
+
     def cut_power(self) -> None:
         """At once, as the plug is pulled."""
         self._hang_up()
