@@ -37,6 +37,9 @@ def free_ports() -> Ports:
 class Remote:
     """Talks to an appliance as a site controller does, and to its bench as an outside check does."""
 
+    pause_s = 0.002
+    """Between two looks at a state."""
+
     def __init__(self, modbus_port: int, bench_port: int, timeout_s: float = 2.0) -> None:
         self.site = PointClient("127.0.0.1", modbus_port, POINT, timeout_s)
         self.bench = PointClient("127.0.0.1", bench_port, {p.name: p for p in BENCH_POINTS})
@@ -72,7 +75,7 @@ class Remote:
                 seen.append(now)
             return now in wanted
 
-        wait_until(there, timeout_s, lambda: f"{' or '.join(s.name for s in wanted)}; went {seen}")
+        wait_until(there, timeout_s, lambda: f"{' or '.join(s.name for s in wanted)}; went {seen}", self.pause_s)
         assert seen[-1] is not None
         return seen[-1]
 

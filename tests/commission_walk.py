@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from appliance import Remote
@@ -18,12 +19,16 @@ def hold(a: Remote, **inputs: float) -> None:
     """A position, for longer than it must stand."""
     a.inject(**inputs)
     scans = a.get("ScanCount")
-    wait_until(lambda: a.get("ScanCount") > scans + 60, 30, "60 scans")
+    wait_until(lambda: a.get("ScanCount") > scans + 60, 30, "60 scans", a.pause_s)
 
 
-def walk(a: Remote) -> None:
-    """The round."""
+def in_service(a: Remote) -> None:
     a.until(State.SERVICE)
+
+
+def walk(a: Remote, ready: Callable[[Remote], None] = in_service) -> None:
+    """The round, from when `ready` returns."""
+    ready(a)
     hold(a)
     hold(a, **OPEN)
     hold(a, **CLOSED)
@@ -34,7 +39,13 @@ def walk(a: Remote) -> None:
     hold(a, reset_button=0)
 
 
-def commission(a: Remote, modbus_port: int, record: Path, timeout_s: float = 60.0) -> str:
+def commission(
+    a: Remote,
+    modbus_port: int,
+    record: Path,
+    timeout_s: float = 60.0,
+    ready: Callable[[Remote], None] = in_service,
+) -> str:
     """What ems-tool printed; it leaves the record at `record`."""
     options = ("--commission", "--record", str(record), "--port", str(modbus_port))
     tool = subprocess.Popen(
@@ -42,7 +53,7 @@ def commission(a: Remote, modbus_port: int, record: Path, timeout_s: float = 60.
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        walk(a)
+        walk(a, ready)
         said, _ = tool.communicate(timeout=timeout_s)
     finally:
         tool.kill()

@@ -5,10 +5,12 @@ Contactors are judged by the rack's own word and by the levels at the adapters, 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from appliance import Remote
 from commission_walk import commission
 from waiting import wait_until
 
@@ -17,7 +19,7 @@ from firmware.points import PointError
 from statemachine.signals import Mode, Why
 from statemachine.states import CHARGING, OPEN, State
 
-from .plant import Booted, Row, booted, rows
+from .plant import Booted, Row, awaited, booted, rows
 from .vm import slowness
 
 PATIENCE_S = 30.0 * slowness()
@@ -37,7 +39,7 @@ def isolated(a: Booted) -> Row:
 def refused(a: Booted) -> Row:
     """Delivered uncommissioned: nothing closes."""
     try:
-        a.command(Mode.CHARGE, 0.2)
+        a.command(Mode.CHARGE)
         seen = "accepted"
     except PointError as error:
         seen = str(error)
@@ -50,7 +52,7 @@ def refused(a: Booted) -> Row:
 def commissioned(a: Booted) -> Row:
     """Every interlock, kill-switch, tamper and reset through real lines; the record is signed."""
     record = a.vm.work / "record.json"
-    said = commission(a, a.vm.modbus_port, record, PATIENCE_S)
+    said = commission(a, a.vm.modbus_port, record, PATIENCE_S, served)
     checks = len(verified(record.read_bytes())["checks"])
     return Row("commissioned over Modbus, record signed", "Commissioned" in said, f"{checks} checks")
 
@@ -58,17 +60,17 @@ def commissioned(a: Booted) -> Row:
 def charging(a: Booted, rate_c: float = 0.2) -> None:
     """Charges, above the break current."""
     a.until(State.ISOLATED, timeout_s=PATIENCE_S)
-    wait_until(lambda: not a.get("Permit"), PATIENCE_S, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
+    awaited(lambda: not a.get("Permit"), PATIENCE_S, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
     a.command(Mode.CHARGE, rate_c)
     a.until(*CHARGING, timeout_s=PATIENCE_S)
-    wait_until(lambda: a.truth("true_current_a") < -50, PATIENCE_S, "50 A into the rack")
+    awaited(lambda: a.truth("true_current_a") < -50, PATIENCE_S, "50 A into the rack")
 
 
 def charge_to_80(a: Booted) -> Row:
     """From 20 % through the real lines, the rack's cells sped up."""
     start = time.monotonic()
     a.inject(soc_preset=20.0)
-    charging(a, 0.5)
+    charging(a)
     a.inject(speed=60)
     a.until(State.CHARGED, timeout_s=20 * PATIENCE_S)
     a.inject(speed=1)
@@ -87,23 +89,36 @@ def opened_after(a: Booted, act: Callable[[], None], limit_s: float) -> float:
     return time.monotonic() - start
 
 
+def press(a: Remote) -> None:
+    a.inject(reset_button=1)
+    time.sleep(0.5)
+    a.inject(reset_button=0)
+
+
+def served(a: Remote) -> None:
+    """SERVICE, which ems-tool commands; it acknowledges, but somebody must press."""
+
+    def there() -> bool:
+        if a.state() is State.EMERGENCY_STOP:
+            press(a)
+        return a.state() is State.SERVICE
+
+    awaited(there, PATIENCE_S, lambda: f"SERVICE; {a.state()}, {a.faults()}")
+
+
 def recover(a: Booted) -> None:
     """Reset and acknowledge until it is ISOLATED."""
 
     def there() -> bool:
         if a.state() is State.ISOLATED:
             return True
-        a.inject(reset_button=1)
-        time.sleep(0.5)
-        a.inject(reset_button=0)
-        try:
+        press(a)
+        with contextlib.suppress(PointError):
             a.site.write({"AckFaults": 1})
             a.command(Mode.OFF)
-        except PointError:
-            pass
         return False
 
-    wait_until(there, PATIENCE_S, lambda: f"ISOLATED; {a.state()}, {a.faults()}", 0.5)
+    awaited(there, PATIENCE_S, lambda: f"ISOLATED; {a.state()}, {a.faults()}")
 
 
 def kill_switch(a: Booted) -> Row:
@@ -112,7 +127,7 @@ def kill_switch(a: Booted) -> Row:
     charging(a)
     before = len(a.adapters.edges())
     took_s = opened_after(a, lambda: a.inject(kill_switch=1), 5.0)
-    wait_until(lambda: a.state() is State.EMERGENCY_STOP, PATIENCE_S, "EMERGENCY_STOP")
+    awaited(lambda: a.state() is State.EMERGENCY_STOP, PATIENCE_S, "EMERGENCY_STOP")
     low = {edge.line for edge in a.adapters.edges()[before:] if not edge.level}
     a.inject(kill_switch=0)
     recover(a)
@@ -128,7 +143,7 @@ def _unplugged(adapter: str, what: str) -> Callable[[Booted], Row]:
         charging(a)
         took_s = opened_after(a, lambda: a.adapters.unplug(adapter), 5.0 * slowness())
         a.adapters.plug(adapter)
-        wait_until(lambda: a.state() in OPEN, 4 * PATIENCE_S, lambda: f"an open state; {a.state()}")
+        awaited(lambda: a.state() in OPEN, 4 * PATIENCE_S, lambda: f"an open state; {a.state()}")
         recover(a)
         return Row(
             f"{what} unplugged under charge: safe, and back after plugging in",
@@ -145,7 +160,7 @@ def _signalled(unit: str, signal: str, limit_s: float) -> Callable[[Booted], Row
         a.inject(soc_preset=30.0)
         charging(a)
         took_s = opened_after(a, lambda: a.kill(unit, signal), limit_s)
-        wait_until(lambda: a.state() in OPEN, 4 * PATIENCE_S, lambda: f"an open state; {a.state()}")
+        awaited(lambda: a.state() in OPEN, 4 * PATIENCE_S, lambda: f"an open state; {a.state()}")
         seen = a.state()
         recover(a)
         name = seen.name if seen is not None else "silent"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance import Remote
+from waiting import wait_until
 
 from firmware.config import prepare
 from firmware.points import PointClient, PointError
@@ -85,6 +86,8 @@ def await_modbus(vm: Vm, timeout_s: float = 60.0) -> float:
 class Booted(Remote):
     """The appliance in its machine, its adapters, and the rack that they are wired to."""
 
+    pause_s = 0.25
+
     def __init__(self, vm: Vm, adapters: BenchBoard, bench: Rack) -> None:
         super().__init__(vm.modbus_port, bench.control_port, 5.0)
         self.vm, self.adapters = vm, adapters
@@ -95,6 +98,11 @@ class Booted(Remote):
 
     def journal(self, unit: str, lines: int = 5) -> str:
         return self.vm.out(f"journalctl -b -u {unit} --no-pager -o cat -n {lines}")
+
+
+def awaited(condition: Callable[[], object], timeout_s: float, what: str | Callable[[], str]) -> None:
+    """`wait_until` at a pace that leaves the emulated processor its time."""
+    wait_until(condition, timeout_s, what, Booted.pause_s)
 
 
 def _preferred(pid: int) -> None:

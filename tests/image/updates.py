@@ -10,16 +10,15 @@ from pathlib import Path
 
 import bundles
 from commission_walk import commission
-from waiting import wait_until
 
 from firmware.points import PointError
 from firmware.update_codes import UpdateResult, UpdateState
 from statemachine.leds import ROLLED_BACK
 from statemachine.signals import Mode
-from statemachine.states import State
+from statemachine.states import OPEN, State
 
-from .faults import PATIENCE_S, charging
-from .plant import Booted, Row, booted, rows
+from .faults import PATIENCE_S, charging, recover, served
+from .plant import Booted, Row, awaited, booted, rows
 from .vm import MIB, VmError, call
 
 LABEL, NEWER = "EMS-UPDATE", "99991231-test"
@@ -111,8 +110,8 @@ def _refused(make: Callable[[Bundles], Path], why: UpdateResult) -> Callable[[Bo
         service(a)
         before, path = standby(a), make(b)
         with a.vm.stick(stick(path)):
-            wait_until(lambda: result(a) is why, 6 * PATIENCE_S, lambda: f"{why.name}; {result(a)}", 0.5)
-            wait_until(lambda: a.get("UpdState") == UpdateState.IDLE, PATIENCE_S, "the agent is idle", 0.5)
+            awaited(lambda: result(a) is why, 6 * PATIENCE_S, lambda: f"{why.name}; {result(a)}")
+            awaited(lambda: a.get("UpdState") == UpdateState.IDLE, PATIENCE_S, "the agent is idle")
         path.unlink()
         return Row(f"a bundle is refused: {why.name}", standby(a) == before, "standby slot as before")
 
@@ -131,7 +130,7 @@ def _restarted(a: Booted, act: Callable[[], object]) -> None:
         except VmError:
             return False
 
-    wait_until(other, 20 * PATIENCE_S, lambda: f"another boot; {result(a)}, console {a.vm.console()[-300:]}", 1.0)
+    awaited(other, 20 * PATIENCE_S, lambda: f"another boot; {result(a)}, console {a.vm.console()[-300:]}")
 
 
 def installed(a: Booted, b: Bundles) -> Row:
@@ -141,10 +140,10 @@ def installed(a: Booted, b: Bundles) -> Row:
     path = b.made("good")
     with a.vm.stick(stick(path)):
         _restarted(a, lambda: None)
-        wait_until(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}", 1.0)
+        awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
     path.unlink()
     slot, env = a.get("UpdSlot"), a.vm.out("cat /efi/EFI/ems/grubenv | tr '\\n' ' '").split("#")[0]
-    wait_until(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries", 0.5)
+    awaited(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries")
     record = a.get("CommState")
     charging(a)
     a.command(Mode.OFF)
@@ -161,9 +160,9 @@ def taken_back(a: Booted, b: Bundles) -> Row:
     service(a)
     path = b.made("bad", version="99991231-worse")
     with a.vm.stick(stick(path)):
-        wait_until(lambda: a.get("UpdState") == UpdateState.RESTARTING, 20 * PATIENCE_S, "RESTARTING", 0.2)
+        awaited(lambda: a.get("UpdState") == UpdateState.RESTARTING, 20 * PATIENCE_S, "RESTARTING")
         _restarted(a, lambda: a.adapters.unplug("io0"))
-        wait_until(lambda: result(a) is UpdateResult.CHECK_IO, 20 * PATIENCE_S, lambda: f"CHECK_IO; {result(a)}", 1.0)
+        awaited(lambda: result(a) is UpdateResult.CHECK_IO, 20 * PATIENCE_S, lambda: f"CHECK_IO; {result(a)}")
     a.adapters.plug("io0")
     path.unlink()
     slot = a.get("UpdSlot")
@@ -201,8 +200,9 @@ def updates(disk: Path, work: Path) -> Iterator[Row]:
     with booted(disk, work, LENIENT) as a:
         a.vm.await_agent()
         try:
-            a.until(State.ISOLATED, timeout_s=PATIENCE_S)
-            commission(a, a.vm.modbus_port, work / "record.json", PATIENCE_S)
+            a.until(*OPEN, timeout_s=PATIENCE_S)
+            recover(a)
+            commission(a, a.vm.modbus_port, work / "record.json", PATIENCE_S, served)
         except (AssertionError, PointError, VmError) as error:
             yield Row("ready for updates", False, str(error)[:900])
             return
