@@ -79,7 +79,7 @@ image:  ## the flashable disk and its update bundle in build/image (BOARD=name; 
 image-reproducible:  ## builds the image's second stage once more and compares every byte
 	@$(PYTHON) image/build.py $(if $(BOARD),--board $(BOARD)) --reproduce
 
-test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smoke faults updates"; smoke alone without)
+test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smoke disks faults updates"; smoke alone without)
 	@exec $(BIN)/python -m tests.image $(PARTS)
 
 flash:  ## the image onto a disk, verified: make flash DISK=/dev/sdX SEED=folder

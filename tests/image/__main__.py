@@ -10,13 +10,16 @@ from pathlib import Path
 
 from firmware.points import PointError
 
+from .disks import disks
 from .faults import faults
 from .plant import Row
 from .smoke import smoke
 from .updates import updates
 from .vm import VmError, accelerated
 
-MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {"smoke": smoke, "faults": faults, "updates": updates}
+MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {
+    "smoke": smoke, "disks": disks, "faults": faults, "updates": updates,
+}  # fmt: skip
 PARTS = tuple(MADE)
 
 

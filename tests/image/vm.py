@@ -137,6 +137,10 @@ class Vm:
         call("mcopy", "-s", "-o", "-i", esp, folder, "::ems-seed")
         call("qemu-io", "-f", "qcow2", "-c", f"write -q -s {esp} {ESP_AT_MIB}M {ESP_MIB}M", self.overlay)
 
+    def fill(self, at: int, size: int) -> None:
+        """Overwrites bytes of the disk with a pattern."""
+        call("qemu-io", "-f", "qcow2", "-c", f"write -q -P 0xa5 {at} {size}", self.overlay)
+
     # Power
 
     def start(self) -> None:
