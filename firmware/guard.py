@@ -30,9 +30,8 @@ from .watchdog import Keeper
 
 PRIORITY = 90
 PUBLISH_MS = 10.0
-RESET_MS = (
-    20.0  # a press stands for as long as the controller's does, so that a scan cannot miss it; two ticks at least
-)
+RESET_MS = 20.0
+"""A press stands for as long as the controller's does, so that a scan cannot miss it; two ticks at least."""
 STALL_NS = 100_000_000  # the alive relay falls out in a longer gap: from then on only the reset arms
 LATE_PERIODS = 2.5  # of the scan; with one tick of granularity this is within 3
 _TRIPS = {"kill_switch": GuardTrip.KILL_SWITCH, "tamper": GuardTrip.TAMPER}

@@ -23,7 +23,6 @@ from .plant import Booted, Row, awaited, booted, rows
 from .vm import slowness
 
 PATIENCE_S = 30.0 * slowness()
-COILS = ("coil_neg", "coil_pos", "coil_pre")
 UNITS = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
 
 
@@ -70,7 +69,7 @@ def charge_to_80(a: Booted) -> Row:
     """From 20 % through the real lines, the rack's cells sped up."""
     start = time.monotonic()
     a.inject(soc_preset=20.0)
-    charging(a)
+    charging(a, rate_c=0.5)
     a.inject(speed=60)
     a.until(State.CHARGED, timeout_s=20 * PATIENCE_S)
     a.inject(speed=1)
