@@ -122,7 +122,7 @@ def test_what_is_one_frame_is_taken_as_it_is(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", whole(2)[:7], header(2, protocol=1), header(1), header(3), whole(255), whole(300, 16)]
+    "data", [b"", whole(2)[:7], header(1)[:7], header(2, protocol=1), header(1), header(3), whole(255), whole(300, 16)]
 )
 def test_what_is_not_one_frame_of_an_answer_is_left_to_the_reader(data: bytes) -> None:
     assert adu.whole(data) is None

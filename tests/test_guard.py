@@ -462,3 +462,11 @@ def test_a_slow_guard_pulses_often_enough_for_the_alive_relay(slow: World) -> No
     seen = [slow.tick().outputs["alive"].state for _ in range(4)]
     assert seen in ([0, 1, 0, 1], [1, 0, 1, 0])
     assert 2 * slow.tick_ms * 1e6 < STALL_NS
+
+
+def test_a_slow_guard_pets_the_watchdog_once_a_second_too(world: World, kernel: FakeKernel) -> None:
+    assert world.guard is not None
+    world.guard.files.close()
+    world.watchdog, world.tick_ms, world.period_ms = WatchdogSpec(str(kernel.add_watchdog().path), 20), 25.0, 50
+    world.start().ms(5000)
+    assert kernel.watchdogs["watchdog0"].written() == b"\0" * 5
