@@ -124,7 +124,8 @@ _PLAN = [_encoder(row) for row in _ROWS]
 """Up to model 803, by address; what is behind it has no fixed place."""
 _STARTS = [2 * (row.point.address - BASE) for row in _ROWS]
 _ENDS = [2 * (row.point.end - BASE) for row in _ROWS]
-_STATUS, _OWN = map(Sources._fields.index, ("status", "own"))
+_STATUS = Sources._fields.index("status")
+"""Some of its points also say what is our own."""
 _UPDATE = update_model(0)
 
 

@@ -11,7 +11,7 @@ from .plant import Rack, Row, await_modbus, rack, seed
 from .vm import MIB, Vm, VmError, call
 
 CUTS_S = (5.0, 20.0, 45.0)
-"""After power-on: in the firmware or boot loader, in the initrd, while services start."""
+"""After power-on; how far the boot is by then depends on the machine."""
 
 
 def partitions(disk: Path) -> dict[str, int]:
