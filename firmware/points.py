@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import select
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from types import TracebackType
 
 from pymodbus.client import ModbusTcpClient
-from pymodbus.exceptions import ConnectionException, ModbusException
+from pymodbus.exceptions import ModbusException
 from pymodbus.pdu import ModbusPDU
 from pymodbus.pdu.file_message import FileRecord, ReadFileRecordResponse
 
@@ -100,15 +101,16 @@ class PointClient:
         return answer
 
     def _answer(self, request: Callable[[], ModbusPDU]) -> ModbusPDU:
-        """A server closes a connection that was idle for long: then, and only then, the request is sent again."""
-        if self._client.connected:
-            try:
-                return request()
-            except ConnectionException:
-                self.close()
-        if not self._client.connect():  # type: ignore[no-untyped-call]
+        """A server closes a connection that was idle for long. Nothing is ever sent twice: it may have been done."""
+        if self._client.connected and self._ended():
+            self.close()
+        if not self._client.connected and not self._client.connect():  # type: ignore[no-untyped-call]
             raise PointError(f"no connection to {self._peer}; is it running, and is this the right port?")
         return request()
+
+    def _ended(self) -> bool:
+        """Without a request there is nothing to read but the end, or an answer that came too late to be of use."""
+        return bool(select.select([self._client.socket], [], [], 0)[0])
 
 
 def _numeric(point: Point, data: bytes) -> float:

@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from statemachine.signals import Mode, Result
+from statemachine.signals import Mode, Result, Why
 from statemachine.states import OPEN, State
 
 from . import words
-from .points import PointClient, PointError
+from .points import PointClient, PointError, Refusal
 from .registers import POINT
 
 _HEARTBEAT_S = 1.0
@@ -62,13 +62,29 @@ class SiteController:
             self._wait(_POLL_S)
         return state
 
+    def until_permitted(self, timeout_s: float) -> None:
+        """ISOLATED says that the contactors are open, Permit that they may close: the guard arms when it wants to.
+
+        Raises Refused after `timeout_s`.
+        """
+        end_s = time.monotonic() + timeout_s
+        while (why := int(self._client.read("Permit")["Permit"])) != Why.NONE:
+            if time.monotonic() > end_s:
+                raise Refused(f"the contactors may not close after {timeout_s:g} s: {words.why(why)}")
+            self._wait(_POLL_S)
+            self.state()
+
     def command(self, mode: Mode, rate_c: float = 0.5, target_pct: float = 80.0) -> None:
         """One FC16 with a new sequence number; returns when the appliance has accepted it. Raises Refused."""
         seq = int(self._client.read("CmdSeq")["CmdSeq"]) + 1
         block = {"CmdSeq": seq, "CmdMode": mode, "CmdW": 0, "CmdRamp": rate_c, "CmdTgtSoC": target_pct}
         details = "" if mode is Mode.OFF else f" {rate_c:g}C to {target_pct:g} %"
         self._say(f"command {seq}: {mode.name.lower()}{details}")
-        self._client.write(block)
+        try:
+            self._client.write(block)
+        except Refusal as refusal:
+            why = words.why(int(self._client.read("AckWhy")["AckWhy"]))
+            raise Refused(f"command {seq} refused with exception {refusal.code:02d}: {why}") from refusal
         end_s = time.monotonic() + _ANSWER_S
         while True:
             answer = self._client.read("AckSeq", "AckResult", "AckWhy")
@@ -83,6 +99,7 @@ class SiteController:
     def charge(self, rate_c: float, target_pct: float, timeout_s: float) -> None:
         """From ISOLATED (waited for) to CHARGED at the target. Raises Refused."""
         self.until(lambda s: s in (State.ISOLATED, State.READY, State.CHARGED), _START_S, "start of the appliance")
+        self.until_permitted(_START_S)
         self.command(Mode.CHARGE, rate_c, target_pct)
         ends = {State.CHARGED, State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT}
         end = self.until(lambda s: s in ends, timeout_s, f"charge to {target_pct:g} %")

@@ -12,7 +12,7 @@ import pytest
 from firmware import words
 from firmware.demo import Seen, bands, judge, states_in
 from firmware.panel import NAMES, Panel, led_row, line, screen
-from firmware.points import PointClient, PointError
+from firmware.points import PointClient, PointError, Refusal
 from firmware.registers import POINT
 from firmware.site_script import Refused, SiteController
 from statemachine import leds
@@ -26,7 +26,7 @@ class Appliance(PointClient):
     def __init__(self, states: list[State], refuse: Why = Why.NONE) -> None:
         super().__init__("nowhere", 1, POINT)
         self.states, self.refuse = states, refuse
-        self.values: dict[str, float] = {"CmdSeq": 41, "FaultBits": 0, "FaultBits2": 0}
+        self.values: dict[str, float] = {"CmdSeq": 41, "FaultBits": 0, "FaultBits2": 0, "Permit": Why.NONE}
         self.writes: list[Mapping[str, float]] = []
 
     def read(self, *names: str) -> dict[str, float]:
@@ -69,6 +69,42 @@ def test_a_refused_command_is_told_with_its_reason() -> None:
     site = _site(Appliance([State.ISOLATED], refuse=Why.INTERLOCK_OPEN))
     with pytest.raises(Refused, match="command 42 rejected: an interlock is open"):
         site.command(Mode.CHARGE)
+
+
+class Arming(Appliance):
+    """The guard arms only some looks after the state is ISOLATED; a command before that is refused."""
+
+    looks = 3
+
+    def read(self, *names: str) -> dict[str, float]:
+        if names == ("Permit",):
+            self.looks -= 1
+            self.values["Permit"] = Why.GUARD_NOT_ARMED if self.looks > 0 else Why.NONE
+        return super().read(*names)
+
+    def write(self, values: Mapping[str, float]) -> None:
+        if "CmdSeq" in values and self.looks > 0:
+            self.values["AckWhy"] = Why.GUARD_NOT_ARMED
+            raise Refusal("nowhere:1", "CmdSeq", 4)
+        super().write(values)
+
+
+def test_a_command_waits_until_the_contactors_may_close() -> None:
+    appliance = Arming([State.ISOLATED, State.ISOLATED, State.ISOLATED, State.CHARGED])
+    _site(appliance).charge(0.5, 80.0, timeout_s=5)
+    assert appliance.looks == 0
+
+
+def test_a_write_that_is_refused_is_told_with_its_reason() -> None:
+    with pytest.raises(Refused, match="command 42 refused with exception 04: the guard is not armed; press reset"):
+        _site(Arming([State.ISOLATED])).command(Mode.CHARGE)
+
+
+def test_contactors_that_may_never_close_are_told_with_the_reason() -> None:
+    appliance = Appliance([State.ISOLATED])
+    appliance.values["Permit"] = Why.BMS_ALARM
+    with pytest.raises(Refused, match="the contactors may not close after 0 s: "):
+        _site(appliance).until_permitted(0)
 
 
 def test_a_charge_that_ends_in_a_fault_is_told_with_the_fault() -> None:
