@@ -21,7 +21,7 @@ from firmware.registers import POINT
 from firmware.runner import Ports
 from firmware.words import FAULT_BITS, faults_in
 from statemachine.faults import names
-from statemachine.signals import Mode
+from statemachine.signals import GuardTrip, Mode, Why
 from statemachine.states import State
 
 
@@ -80,7 +80,9 @@ class Remote:
         return seen[-1]
 
     def command(self, mode: Mode, rate_c: float = 0.5, target_pct: float = 80.0, w: float = 0.0) -> int:
-        """One FC16; the new CmdSeq."""
+        """One FC16; the new CmdSeq. The guard arms some scans after the first ISOLATED: that much is waited for."""
+        if mode is not Mode.OFF and self.get("GuardTrip") in (GuardTrip.NONE, GuardTrip.START):
+            wait_until(lambda: self.get("Permit") != Why.GUARD_NOT_ARMED, 5.0, "the guard arms", self.pause_s)
         seq = int(self.get("CmdSeq")) + 1
         self.site.write({"CmdSeq": seq, "CmdMode": mode, "CmdW": w, "CmdRamp": rate_c, "CmdTgtSoC": target_pct})
         return seq
