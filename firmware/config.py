@@ -179,7 +179,7 @@ class Site(_Conf):
     pcs_host: str = _text("192.168.10.60", "a host name, an address or a serial line", "power conversion system", _PEER)
     pcs_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
     pcs_profile: str = _text("pcs_bench", "a profile in drivers/profiles", "its register layout", _NAME)
-    pcs_poll_ms: int = _whole(20, 10, 1000, "ms", "period of its poll")
+    pcs_poll_ms: int = _whole(20, 10, 100, "ms", "period of its poll; slower, its voltage could not be compared with the BMS's")
     modbus_host: str = _text("0.0.0.0", "a host name or address", "where the appliance listens", _HOST)
     modbus_port: int = _whole(502, 1, 65535, "", "the appliance's own Modbus TCP port")
     modbus_plain: bool = _text(

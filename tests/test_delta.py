@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rig import Rig, settings
 
+from firmware.config import Site
 from statemachine import delta, faults
 from statemachine.delta import Delta
 from statemachine.signals import Bms, Pcs
@@ -77,6 +78,21 @@ def test_a_pcs_sample_too_far_away_is_not_compared() -> None:
     before = d.dv_v
     d = delta.observe(d, s, bms(99, 5000.0, 1200.0), pcs(999, 5500.0, 1300.0), True)
     assert d.dv_v == before
+
+
+@pytest.mark.parametrize("phase_ms", [0.0, 1.0, 33.0, 50.0, 77.0, 99.0])
+def test_at_the_slowest_polls_that_are_allowed_the_offset_is_found_in_time(phase_ms: float) -> None:
+    """With a PCS poll of 200 ms, once allowed, no sample was near enough to another one and no rack could charge."""
+    slowest = {name: Site.model_fields[name].metadata[1].le for name in ("bms_poll_ms", "pcs_poll_ms")}
+    d, s, at_ms, bms_poll, pcs_poll = Delta(), settings(), 0.0, 1, 1
+    while at_ms < delta.CALIBRATION_TIME_MS:
+        bms_poll, pcs_poll = (1 + int((at_ms + phase_ms) // slowest[name]) for name in ("bms_poll_ms", "pcs_poll_ms"))
+        bms_ms = (bms_poll - 1) * slowest["bms_poll_ms"] - phase_ms
+        pcs_ms = (pcs_poll - 1) * slowest["pcs_poll_ms"] - phase_ms + at_ms % 20  # a poll is late by up to 20 ms
+        d = delta.observe(d, s, bms(bms_poll, bms_ms, 1300.0), pcs(pcs_poll, pcs_ms, 1300.0), True)
+        assert not d.blind
+        at_ms += 10.0
+    assert d.calibrated
 
 
 def test_opening_forgets_the_offset() -> None:
