@@ -137,6 +137,7 @@ class Limits(_Conf):
         "eight numbers 1 to 8 separated by commas",
         "zone that each of the loops 1 to 8 watches; two failed loops in one zone stop the rack",
     )
+    loop_timeout: float = _number(0.3, 0.1, 2, "s", "age at which the samples of the thermal loops are stale")
     loop_filter_time: float = _number(1.0, 0, 60, "s", "time constant of a thermal loop's filter")
     loop_max_rate: float = _number(
         5.0,
@@ -179,7 +180,7 @@ class Site(_Conf):
     pcs_host: str = _text("192.168.10.60", "a host name, an address or a serial line", "power conversion system", _PEER)
     pcs_port: int = _whole(502, 1, 65535, "", "its Modbus TCP port")
     pcs_profile: str = _text("pcs_bench", "a profile in drivers/profiles", "its register layout", _NAME)
-    pcs_poll_ms: int = _whole(20, 10, 100, "ms", "period of its poll; slower, its voltage could not be compared with the BMS's")
+    pcs_poll_ms: int = _whole(20, 10, 100, "ms", "period of its poll; slower, its voltage could not be compared")
     modbus_host: str = _text("0.0.0.0", "a host name or address", "where the appliance listens", _HOST)
     modbus_port: int = _whole(502, 1, 65535, "", "the appliance's own Modbus TCP port")
     modbus_plain: bool = _text(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from time import monotonic_ns
+from time import monotonic_ns, thread_time_ns
 
 from drivers.adc import LoopSampler
 from drivers.board import BoardError
@@ -26,19 +26,18 @@ PERIOD_NS = 20_000_000
 
 
 def run(sampler: LoopSampler, section: SectionWriter) -> None:
-    """A round every PERIOD_NS until SIGTERM; on a slow bus a third of the time is left to the processes below.
+    """A round every PERIOD_NS until SIGTERM; on a slow processor a third of it is left to the processes below.
 
     The stamp is the start of the round.
     """
     deadline, life = monotonic_ns(), Notifier()
     while not pending_stop():
         sleep_until(deadline)
-        start_ns = monotonic_ns()
+        start_ns, worked_ns = monotonic_ns(), thread_time_ns()
         section.publish(pack(sampler.round()), start_ns)
         gc.collect(0)  # a bus error leaves a cycle, and the collector is off
         life.tick()
-        end_ns = monotonic_ns()
-        deadline = max(deadline + PERIOD_NS, end_ns + (end_ns - start_ns) // 2)
+        deadline = max(deadline + PERIOD_NS, monotonic_ns() + (thread_time_ns() - worked_ns) // 2)
 
 
 def main() -> int:

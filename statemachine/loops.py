@@ -16,8 +16,8 @@ STUCK_OTHERS_K away; until it moves again, because a derated rack has no load. W
 among the others, and nothing is compared across a change of who they are.
 
 A loop that is broken, jumped or stuck is in `failed`. Two of them in one zone lose the zone; one alone derates, also
-where it is the zone's only one. Without a sample for STALE_MS all used loops are failed and nothing else is said: that
-is a fault of its own. New settings count from the next sample on.
+where it is the zone's only one. Without a sample for `loop_timeout` all used loops are failed and nothing else is said:
+that is a fault of its own. New settings count from the next sample on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from .settings import Settings
 
 LOOPS = 8
 NE43_LOW_MA, NE43_HIGH_MA = 3.6, 21.0  # NAMUR NE43: outside is a broken or shorted transmitter
-STALE_MS = 300.0
 SETTLED_K = 1 / 64  # a falling value this near is there: a limit is then met exactly
 JUMP_K = 2.0  # beyond loop_max_rate: some ten times the noise of a loop, reached by 5 + 1 K/s in 2 s
 JUMP_HOLD_MS = 5000.0
@@ -85,7 +84,7 @@ def judge(
     memory: LoopMemory, loops_ma: tuple[float, ...], age_ms: float, s: Settings, rate_c: float, dt_ms: float
 ) -> tuple[LoopMemory, Judged]:
     """One scan, `dt_ms` after the one before. A sample is new when it is younger than the one before could be now."""
-    if not abs(age_ms) <= STALE_MS:  # a stamp from the future is no better than an old one
+    if not abs(age_ms) <= s.loop_timeout * 1000.0:  # a stamp from the future is no better than an old one
         return LoopMemory(), Judged(failed=s.loops_used, stale=True)
     if not age_ms < memory.age_ms + dt_ms / 2.0:
         return LoopMemory(age_ms, memory.tracks, memory.members, memory.judged), memory.judged

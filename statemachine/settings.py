@@ -71,6 +71,7 @@ class Settings:
     loop_low_c: float  # degC at 4 mA
     loop_high_c: float  # degC at 20 mA
     loop_zones: tuple[int, ...]  # zone of loops 1..8
+    loop_timeout: float  # s, age of the samples
     loop_filter_time: float  # s
     loop_max_rate: float  # K/s
     max_closings_per_hour: int  # of the contactors
@@ -96,8 +97,8 @@ _LARGER_IS_WIDER = (
     "max_charge_voltage", "max_charge_current", "max_discharge_current", "max_charge_rate", "max_discharge_rate",
     "max_cell_temperature", "trip_cell_temperature", "max_soc", "max_delta_voltage", "max_delta_offset",
     "break_current", "stop_time_limit", "ramp_up_rate", "bms_timeout", "pcs_timeout", "precharge_voltage",
-    "precharge_current", "precharge_max_time", "loop_max_rate", "max_closings_per_hour", "max_precharges",
-    "max_under_load", "commissioned",
+    "precharge_current", "precharge_max_time", "loop_timeout", "loop_max_rate", "max_closings_per_hour",
+    "max_precharges", "max_under_load", "commissioned",
 )  # fmt: skip
 _SMALLER_IS_WIDER = (
     "min_discharge_voltage", "min_cell_temperature", "min_soc", "min_insulation", "precharge_min_time",

@@ -210,16 +210,25 @@ def test_the_stamp_stays_when_the_sampler_hangs_so_that_the_loops_age(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("round_ms", "starts_ms"), [(4, [0, 20, 40, 60]), (13, [0, 20, 40, 60]), (100, [0, 150, 300, 450])]
+    ("round_ms", "worked_ms", "starts_ms"),
+    [
+        (4, 4, [0, 20, 40, 60]),
+        (13, 13, [0, 20, 40, 60]),
+        (100, 100, [0, 150, 300, 450]),
+        (100, 40, [0, 120, 240, 360]),
+        (19, 4, [0, 21, 42, 63]),
+    ],
 )
-def test_a_round_comes_every_20_ms_and_a_slow_bus_leaves_a_third_of_the_time(
-    monkeypatch: pytest.MonkeyPatch, round_ms: int, starts_ms: list[int]
+def test_a_round_comes_every_20_ms_and_a_slow_processor_has_a_third_of_it_left(
+    monkeypatch: pytest.MonkeyPatch, round_ms: int, worked_ms: int, starts_ms: list[int]
 ) -> None:
-    now_ns, starts = 10**12, list[int]()
+    """Waiting for a slow bus is no work: others run meanwhile."""
+    now_ns, cpu_ns, starts = 10**12, 0, list[int]()
 
     def sample() -> list[Any]:
-        nonlocal now_ns
+        nonlocal now_ns, cpu_ns
         now_ns += round_ms * 10**6
+        cpu_ns += worked_ms * 10**6
         return []
 
     def sleep_until(deadline_ns: int) -> None:
@@ -227,6 +236,7 @@ def test_a_round_comes_every_20_ms_and_a_slow_bus_leaves_a_third_of_the_time(
         now_ns = max(now_ns, deadline_ns)
 
     monkeypatch.setattr(sampler, "monotonic_ns", lambda: now_ns)
+    monkeypatch.setattr(sampler, "thread_time_ns", lambda: cpu_ns)
     monkeypatch.setattr(sampler, "sleep_until", sleep_until)
     monkeypatch.setattr(sampler, "pending_stop", lambda: len(starts) == len(starts_ms))
     monkeypatch.setattr(sampler, "pack", lambda samples: b"")

@@ -19,7 +19,6 @@ from statemachine.loops import (
     NE43_HIGH_MA,
     NE43_LOW_MA,
     SETTLED_K,
-    STALE_MS,
     STUCK_K,
     STUCK_LOAD_C,
     STUCK_MS,
@@ -160,6 +159,11 @@ def test_samples_older_than_300_ms_are_stale_and_that_is_all_that_is_said(age_ms
     seen = once(0.0, 0.0, age_ms=age_ms, loops_used=0x0F)
     assert (seen.stale, seen.failed, seen.zone_lost) == ((True, 0x0F, False) if stale else (False, 0x03, True))
     assert isnan(seen.hottest_c) == stale
+
+
+@pytest.mark.parametrize(("age_ms", "stale"), [(301.0, False), (1500.0, False), (1500.5, True), (-1500.5, True)])
+def test_a_slow_converter_is_given_its_time(age_ms: float, stale: bool) -> None:
+    assert once(12.0, age_ms=age_ms, loop_timeout=1.5).stale == stale
 
 
 def test_stale_samples_are_forgotten_and_the_first_new_one_counts() -> None:
@@ -385,7 +389,7 @@ def test_a_loop_in_a_cooler_place_than_the_others_is_stuck_all_the_same() -> Non
 
 
 def test_the_numbers_of_the_loops_and_the_memory_at_the_start() -> None:
-    assert (LOOPS, NE43_LOW_MA, NE43_HIGH_MA, STALE_MS) == (8, 3.6, 21.0, 300.0)
+    assert (LOOPS, NE43_LOW_MA, NE43_HIGH_MA) == (8, 3.6, 21.0)
     assert (SETTLED_K, JUMP_K, JUMP_HOLD_MS, DISAGREE_K) == (1 / 64, 2.0, 5000.0, 10.0)
     assert (STUCK_K, STUCK_OTHERS_K, STUCK_MS, STUCK_LOAD_C) == (1 / 64, 2.0, 60_000.0, 0.2)
     assert LoopMemory() == (inf, (None,) * LOOPS, 0, Judged())

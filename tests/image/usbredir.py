@@ -1,4 +1,7 @@
-"""The host's end of usbredir 0.7: plugs a full-speed HID device of ours into the guest of QEMU's usb-redir.
+"""The host's end of usbredir 0.7: plugs a HID device of ours into the guest of QEMU's usb-redir.
+
+It says high speed, where the chips are full speed: reports then wait for the next 0.125 ms and not for the next 1 ms,
+which makes up for what an emulated processor takes.
 
 Sources: spice usbredir, docs/usb-redirection-protocol.md and usbredirproto.h; USB 2.0, chapter 9; HID 1.11, chapters 6
 and 7. Every request is answered at once, so nothing waits that could be cancelled.
@@ -47,13 +50,13 @@ _CAPABILITIES = struct.Struct("<I")
 _HEAD_32, _HEAD_64 = struct.Struct("<III"), struct.Struct("<IIQ")  # type, length, id; the hello has the short one
 _CONTROL = struct.Struct("<BBBBHHH")  # endpoint, request, request type, status, value, index, length
 _INTERRUPT = struct.Struct("<BBH")  # endpoint, status, length
-_FULL_SPEED, _HID, _PACKET = 1, 3, 64
+_HIGH_SPEED, _HID, _PACKET = 2, 3, 64
 _OUT, _IN = 0x01, 0x81
 _CONFIGURATION = 1
 
 
 def _endpoints() -> bytes:
-    """Type, interval in ms, interface and packet size of OUT 0 to 15, then IN 0 to 15."""
+    """Type, interval in 0.125 ms, interface and packet size of OUT 0 to 15, then IN 0 to 15."""
     kinds, used = bytearray(b"\xff" * 32), {0: 0, 16: 0, _OUT: 3, 16 | _IN & 15: 3}
     for at, kind in used.items():
         kinds[at] = kind
@@ -161,7 +164,7 @@ class Peer:
         classes = (bytes(32), bytes((_HID,)).ljust(32, b"\0"), bytes(32), bytes(32))
         self._send(Kind.INTERFACE_INFO, 0, struct.pack("<I", 1) + b"".join(classes))
         ids = (self._device.vendor_id, self._device.product_id, 0x0100)
-        self._send(Kind.DEVICE_CONNECT, 0, struct.pack("<BBBBHHH", _FULL_SPEED, 0, 0, 0, *ids))
+        self._send(Kind.DEVICE_CONNECT, 0, struct.pack("<BBBBHHH", _HIGH_SPEED, 0, 0, 0, *ids))
 
     def _control(self, number: int, body: bytes) -> None:
         endpoint, request, kind, _, value, index, length = _CONTROL.unpack_from(body)
