@@ -102,15 +102,12 @@ class PointClient:
 
     def _answer(self, request: Callable[[], ModbusPDU]) -> ModbusPDU:
         """A server closes a connection that was idle for long. Nothing is ever sent twice: it may have been done."""
-        if self._client.connected and self._ended():
+        sock = self._client.socket
+        if sock is not None and select.select([sock], [], [], 0)[0]:  # the end, or what came too late
             self.close()
         if not self._client.connected and not self._client.connect():  # type: ignore[no-untyped-call]
             raise PointError(f"no connection to {self._peer}; is it running, and is this the right port?")
         return request()
-
-    def _ended(self) -> bool:
-        """Without a request there is nothing to read but the end, or an answer that came too late to be of use."""
-        return bool(select.select([self._client.socket], [], [], 0)[0])
 
 
 def _numeric(point: Point, data: bytes) -> float:
