@@ -13,6 +13,7 @@ before the edges themselves are taken: 40 us sooner.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -140,7 +141,7 @@ def run(guard: Guard, edge_fd: int) -> None:
 
 
 def main() -> int:
-    """Process entry."""
+    """Process entry. Exit code 1 when a line is lost: those that are left are safe by then."""
     try:
         board = open_board("guard", image.run_directory())
         file = load(os.environ.get("EMS_BOARD") or "bench")
@@ -150,7 +151,13 @@ def main() -> int:
         return 2
     fifo, _ = prepare(PRIORITY, int(os.environ.get("EMS_RT_CORE", "-1")))
     print(f"guard: watching, {'SCHED_FIFO 90' if fifo else 'without the right to SCHED_FIFO'}", file=sys.stderr)
-    run(guard, board.edge_fd)
+    try:
+        run(guard, board.edge_fd)
+    except OSError as error:  # an adapter was pulled: the next guard opens what is there
+        print(f"guard: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            board.close()
+        return 1
     return 0
 
 

@@ -114,9 +114,10 @@ class Machine:
     """What main starts with, replaced by notes of what was asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        self.watchdog, self.board = WatchdogSpec("/dev/watchdog0", 20), SimpleNamespace(edge_fd=EDGE_FD)
+        self.watchdog = WatchdogSpec("/dev/watchdog0", 20)
         self.asked: list[tuple[Any, ...]] = []
-        self.fifo, self.fails = True, ""
+        self.fifo, self.fails, self.lost, self.stuck = True, "", "", False
+        self.board = SimpleNamespace(edge_fd=EDGE_FD, close=self._noted("close", self._closed))
         monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
         for name in ("EMS_BOARD", "EMS_RT_CORE"):
             monkeypatch.delenv(name, raising=False)
@@ -125,7 +126,7 @@ class Machine:
             "load": lambda: SimpleNamespace(watchdog=self.watchdog, guard_tick_ms=10.0),
             "Guard": lambda: "the guard",
             "prepare": lambda: (self.fifo, False),
-            "run": lambda: None,
+            "run": self._ran,
         }
         for name, answer in answers.items():
             monkeypatch.setattr(module, name, self._noted(name, answer))
@@ -134,6 +135,14 @@ class Machine:
         if self.fails:
             raise BoardError(self.fails)
         return self.board
+
+    def _ran(self) -> None:
+        if self.lost:
+            raise OSError(19, self.lost)
+
+    def _closed(self) -> None:
+        if self.stuck:
+            raise OSError(19, "safe_enable too")
 
     def _noted(self, name: str, answer: Callable[[], Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -190,3 +199,13 @@ def test_a_board_that_cannot_be_opened_ends_it_with_what_to_do(
     assert main() == 2
     assert capsys.readouterr() == ("", "guard: no gpiochip; plug it in\n")
     assert [name for name, *_ in machine.asked] == ["open_board"]
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_lines_that_are_lost_while_it_watches_end_it_with_the_others_safe(
+    machine: Machine, capsys: pytest.CaptureFixture[str], stuck: bool
+) -> None:
+    machine.lost, machine.stuck = "no such device", stuck
+    assert main() == 1
+    assert machine.asked[-2:] == [("run", "the guard", EDGE_FD), ("close",)]
+    assert capsys.readouterr().err.splitlines()[1:] == ["guard: [Errno 19] no such device"]

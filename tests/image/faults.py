@@ -23,6 +23,7 @@ from .plant import Booted, Row, awaited, booted, rows
 from .vm import slowness
 
 PATIENCE_S = 30.0 * slowness()
+_STOPPED = (State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT)
 UNITS = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
 
 
@@ -56,27 +57,45 @@ def commissioned(a: Booted) -> Row:
     return Row("commissioned over Modbus, record signed", "Commissioned" in said, f"{checks} checks")
 
 
+def late(a: Booted, state: State) -> bool:
+    """The emulated processor missed three scans in a row and that alone stopped the rack: the check is made again."""
+    return state in _STOPPED and a.faults() in (["ERR_SCAN_OVERRUN"], ["ERR_SCAN_OVERRUN", "ERR_SAMPLER"])
+
+
 def charging(a: Booted, rate_c: float = 0.2) -> None:
-    """Charges, above the break current."""
-    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
-    awaited(lambda: not a.get("Permit"), PATIENCE_S, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
-    a.command(Mode.CHARGE, rate_c)
-    a.until(*CHARGING, timeout_s=PATIENCE_S)
-    awaited(lambda: a.truth("true_current_a") < -50, PATIENCE_S, "50 A into the rack")
+    """Charges, above the break current. AssertionError when it does not, except for missed scans, in four tries."""
+    for _ in range(4):
+        if a.state() is not State.ISOLATED:
+            recover(a)
+        awaited(lambda: not a.get("Permit"), PATIENCE_S, lambda: f"a permit; {Why(int(a.get('Permit'))).name}")
+        a.command(Mode.CHARGE, rate_c)
+        state = a.until(*CHARGING, *_STOPPED, timeout_s=PATIENCE_S)
+        if not late(a, state):
+            assert state in CHARGING, f"{state.name}, {a.faults()}"
+            awaited(lambda: a.truth("true_current_a") < -50, PATIENCE_S, "50 A into the rack")
+            return
+    raise AssertionError(f"scans are missed again and again: {a.get('ScanOverruns'):.0f} of {a.get('ScanCount'):.0f}")
 
 
-def charge_to_80(a: Booted) -> Row:
-    """From 20 % through the real lines, the rack's cells sped up."""
-    start = time.monotonic()
+def _to_charged(a: Booted) -> State:
+    """One try from 20 %, the rack's cells sped up."""
     a.inject(soc_preset=20.0)
     charging(a, rate_c=0.5)
     a.inject(speed=60)
-    a.until(State.CHARGED, timeout_s=20 * PATIENCE_S)
+    state = a.until(State.CHARGED, *_STOPPED, timeout_s=4 * PATIENCE_S)
     a.inject(speed=1)
+    return state
+
+
+def charge_to_80(a: Booted) -> Row:
+    """Through the real lines."""
+    start, tries = time.monotonic(), 1
+    while late(a, _to_charged(a)) and tries < 3:
+        tries += 1
     soc, faults = a.truth("true_soc"), a.faults()
     a.command(Mode.OFF)
     a.until(State.ISOLATED, timeout_s=PATIENCE_S)
-    seen = f"{soc:.1f} % after {time.monotonic() - start:.0f} s, faults {faults or 'none'}"
+    seen = f"{soc:.1f} % after {time.monotonic() - start:.0f} s, faults {faults or 'none'}, try {tries}"
     return Row("a full charge to 80 % through the image", abs(soc - 80.0) < 2.0 and not faults, seen)
 
 
@@ -106,10 +125,10 @@ def served(a: Remote) -> None:
 
 
 def recover(a: Booted) -> None:
-    """Reset and acknowledge until it is ISOLATED."""
+    """Reset and acknowledge until it is ISOLATED with the guard armed."""
 
     def there() -> bool:
-        if a.state() is State.ISOLATED:
+        if a.state() is State.ISOLATED and a.get("GuardArmed"):
             return True
         press(a)
         with contextlib.suppress(PointError):
@@ -171,9 +190,9 @@ def _signalled(unit: str, signal: str, limit_s: float) -> Callable[[Booted], Row
 
 CHECKS: tuple[Callable[[Booted], Row], ...] = (
     isolated, refused, commissioned, charge_to_80, kill_switch,
+    _unplugged("io3", "the coils' adapter"), _unplugged("io0", "the guard's adapter"),
     _signalled("controller", "SIGKILL", 30.0), _signalled("controller", "SIGSTOP", 30.0),
     _signalled("guard", "SIGKILL", 30.0), _signalled("guard", "SIGSTOP", 30.0),
-    _unplugged("io0", "the guard's adapter"), _unplugged("io3", "the coils' adapter"),
 )  # fmt: skip
 
 

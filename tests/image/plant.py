@@ -96,6 +96,12 @@ class Booted(Remote):
         """To the main process of a unit, by the service manager."""
         self.vm.out(f"systemctl kill --kill-whom=main -s {signal} ems-{name}")
 
+    def last_events(self) -> str:
+        """The end of battery.log, for a check that failed."""
+        with contextlib.suppress(VmError, OSError):
+            return "\n" + self.vm.out("tail -n 12 /var/log/ems/battery.log | cut -c1-160")
+        return ""
+
     def journal(self, unit: str, lines: int = 5) -> str:
         return self.vm.out(f"journalctl -b -u {unit} --no-pager -o cat -n {lines}")
 
@@ -141,5 +147,5 @@ def rows(a: Booted, checks: Iterable[Callable[[Booted], Row]]) -> Iterator[Row]:
         try:
             row = check(a)
         except (AssertionError, PointError, VmError, OSError) as error:
-            row = Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900])
+            row = Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900] + a.last_events())
         yield row._replace(seen=f"{row.seen} ({time.monotonic() - start:.0f} s)")
