@@ -109,8 +109,8 @@ _HOW_TO_TALK = """
 2. Read in blocks of up to 125 registers, the scale factors once: they never change.
 3. Write a command as one FC16, never register by register: a block is applied whole or refused whole. The mode is
    the block from `CmdSeq`, {mode}; the power set-point is the {registers} registers from `{first}`, {at}, to `{last}`.
-   Before a command that closes, wait for `Permit` 0: ISOLATED says that the contactors are open, not that they may close.
-   What has no answer may have been done: read `AckSeq` before you send it again.
+   Before a command that closes, wait for `Permit` 0: ISOLATED says that the contactors are open, not that they may
+   close. What has no answer may have been done: read `AckSeq` before you send it again.
 4. Read what is done beside what was commanded: `WSet` keeps the command, `WEff` is what the PCS is asked for,
    `LimReason` and `DisLimReason` name what is between them, `WAvailCha` and `WAvailDis` are what there is.
 5. Beat: another number into `CtrlHb` every second. Once that began, `HbTmo` without a new one brings what `LossPol`

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from statemachine.signals import Mode, Result, Why
 from statemachine.states import OPEN, State
 
-from . import words
-from .points import PointClient, PointError, Refusal
+from . import cli, words
+from .points import PointClient, PointError
 from .registers import POINT
 
 _HEARTBEAT_S = 1.0
@@ -81,10 +81,9 @@ class SiteController:
         details = "" if mode is Mode.OFF else f" {rate_c:g}C to {target_pct:g} %"
         self._say(f"command {seq}: {mode.name.lower()}{details}")
         try:
-            self._client.write(block)
-        except Refusal as refusal:
-            why = words.why(int(self._client.read("AckWhy")["AckWhy"]))
-            raise Refused(f"command {seq} refused with exception {refusal.code:02d}: {why}") from refusal
+            cli.write(self._client, block)
+        except cli.Failed as failed:
+            raise Refused(f"command {seq} {failed}") from failed
         end_s = time.monotonic() + _ANSWER_S
         while True:
             answer = self._client.read("AckSeq", "AckResult", "AckWhy")

@@ -84,7 +84,7 @@ class Arming(Appliance):
 
     def write(self, values: Mapping[str, float]) -> None:
         if "CmdSeq" in values and self.looks > 0:
-            self.values["AckWhy"] = Why.GUARD_NOT_ARMED
+            self.values |= {"AckWhy": Why.GUARD_NOT_ARMED, "RefAddr": POINT["CmdMode"].address}
             raise Refusal("nowhere:1", "CmdSeq", 4)
         super().write(values)
 
@@ -96,7 +96,7 @@ def test_a_command_waits_until_the_contactors_may_close() -> None:
 
 
 def test_a_write_that_is_refused_is_told_with_its_reason() -> None:
-    with pytest.raises(Refused, match="command 42 refused with exception 04: the guard is not armed; press reset"):
+    with pytest.raises(Refused, match="command 42 refused at CmdMode: the guard is not armed; press reset"):
         _site(Arming([State.ISOLATED])).command(Mode.CHARGE)
 
 

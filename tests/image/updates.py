@@ -34,7 +34,7 @@ class Bundles:
         shutil.rmtree(work, ignore_errors=True)
         self._content.mkdir(parents=True)
         for name in ("root.img", "boot.img"):
-            (self._content / name).symlink_to((image / "work" / name).absolute())
+            (self._content / name).hardlink_to(image / "work" / name)
         built = (image / "update.raucb").absolute()
         said = call("rauc", f"--keyring={image / 'ca' / 'ca.pem'}", "info", "--output-format=shell", built)
         self.compatible = next(x for x in said.splitlines() if x.startswith("RAUC_MF_COMPATIBLE=")).split("'")[1]
