@@ -45,8 +45,9 @@ from firmware.realtime import use_fifo
 from firmware.reduction import StringPoll, pcs_values, reduce, string_values, wire_cells
 from statemachine.signals import Bms, Pcs
 
-PRIORITY = 50
-"""Below the sampler: late data stops the rack, a late loop derates it."""
+PRIORITY = 45
+"""Below the kernel's interrupt threads (50), which guard and controller wait for on a slow bus; above the sampler: late
+data stops the rack, a late loop derates it."""
 RECONNECT_S = 0.5
 """Between two attempts to connect, always: a device that is back is read within a second."""
 CONTROL_TIMEOUT_MS = 200.0

@@ -21,7 +21,7 @@ from . import image
 from .notify import Notifier
 from .realtime import lock_memory, pending_stop, settle, sleep_until, use_fifo
 
-PRIORITY = 60
+PRIORITY = 40  # below the kernel's interrupt threads (50): guard and controller wait for them on a slow bus
 PERIOD_NS = 20_000_000
 
 

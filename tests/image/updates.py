@@ -50,7 +50,7 @@ class Bundles:
         )
         certificate, key = signer or self._signer
         target = self._work / f"{name}.raucb"
-        call("rauc", "bundle", f"--cert={certificate}", f"--key={key}", self._content, target)
+        call("nice", "-n19", "rauc", "bundle", f"--cert={certificate}", f"--key={key}", self._content, target)
         return target
 
     def by_a_stranger(self) -> Path:

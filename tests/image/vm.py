@@ -159,7 +159,7 @@ class Vm:
             f"hostfwd=tcp:127.0.0.1:{self.secure_port}-:802",
             "-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "i6300esb", "-action", "watchdog=reset",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=t,path={port},server=on,wait=off",
-            "-device", "virtserialport,chardev=t,name=ems.test",
+            "-device", "virtserialport,chardev=t,name=ems.test", "-device", "qemu-xhci,id=sticks",
             "-qmp", f"unix:{self.work / 'qmp.sock'},server=on,wait=off",
         ]  # fmt: skip
         command += self._options
@@ -203,12 +203,12 @@ class Vm:
 
     @contextmanager
     def stick(self, image: Path) -> Iterator[None]:
-        """A USB stick with that content, put in and pulled out again. It needs a USB bus in `options`."""
+        """A USB stick with that content, put in and pulled out again; not on the bus of what is in `options`."""
         self._sticks += 1
         name = f"stick{self._sticks}"
         self.qmp("blockdev-add", **{"node-name": name, "driver": "raw"},
                  file={"driver": "file", "filename": str(image.absolute())})  # fmt: skip
-        self.qmp("device_add", driver="usb-storage", id=name, drive=name, removable=True)
+        self.qmp("device_add", driver="usb-storage", id=name, bus="sticks.0", drive=name, removable=True)
         try:
             yield
         finally:
