@@ -57,7 +57,7 @@ def commissioned(a: Booted) -> Row:
     return Row("commissioned over Modbus, record signed", "Commissioned" in said, f"{checks} checks")
 
 
-def late(a: Booted, state: State) -> bool:
+def late(a: Booted, state: State | None) -> bool:
     """The emulated processor missed three scans in a row and that alone stopped the rack: the check is made again."""
     return state in _STOPPED and a.faults() in (["ERR_SCAN_OVERRUN"], ["ERR_SCAN_OVERRUN", "ERR_SAMPLER"])
 
