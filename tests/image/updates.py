@@ -115,12 +115,12 @@ def result(a: Booted) -> UpdateResult | None:
     return UpdateResult(int(value)) if value == value else None
 
 
-def told(a: Booted, why: UpdateResult) -> bool:
-    """Whether the agent says so. It waits for SERVICE, which missed scans end."""
+def kept(a: Booted, condition: Callable[[], bool]) -> bool:
+    """The condition, in SERVICE: the agent waits for it, and missed scans end it."""
     if late(a, a.state()):
         recover(a)
         service(a)
-    return result(a) is why
+    return condition()
 
 
 def _refused(stick: str, why: UpdateResult) -> Callable[[Booted, Sticks], Row]:
@@ -128,7 +128,7 @@ def _refused(stick: str, why: UpdateResult) -> Callable[[Booted, Sticks], Row]:
         service(a)
         before = standby(a)
         with a.vm.stick(sticks[stick]):
-            awaited(lambda: told(a, why), 2 * PATIENCE_S, lambda: f"{why.name}; {result(a)}")
+            awaited(lambda: kept(a, lambda: result(a) is why), 2 * PATIENCE_S, lambda: f"{why.name}; {result(a)}")
             awaited(lambda: a.get("UpdState") == UpdateState.IDLE, PATIENCE_S, "the agent is idle")
         return Row(f"a bundle is refused: {why.name}", standby(a) == before, "standby slot as before")
 
@@ -155,6 +155,7 @@ def installed(a: Booted, sticks: Sticks) -> Row:
     start, old = time.monotonic(), a.get("UpdSlot")
     service(a)
     with a.vm.stick(sticks["good"]):
+        awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 2 * PATIENCE_S, "RESTARTING")
         _restarted(a, lambda: None)
         awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
     slot, env = a.get("UpdSlot"), a.vm.out("cat /efi/EFI/ems/grubenv | tr '\\n' ' '").split("#")[0]
@@ -174,7 +175,7 @@ def taken_back(a: Booted, sticks: Sticks) -> Row:
     start, old = time.monotonic(), a.get("UpdSlot")
     service(a)
     with a.vm.stick(sticks["worse"]):
-        awaited(lambda: a.get("UpdState") == UpdateState.RESTARTING, 20 * PATIENCE_S, "RESTARTING")
+        awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 2 * PATIENCE_S, "RESTARTING")
         _restarted(a, lambda: a.adapters.unplug("io0"))
         awaited(lambda: result(a) is UpdateResult.CHECK_IO, 20 * PATIENCE_S, lambda: f"CHECK_IO; {result(a)}")
     a.adapters.plug("io0")
