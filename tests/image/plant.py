@@ -117,6 +117,14 @@ def _preferred(pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, -20)
 
 
+_ONE_CORE = (
+    "[Service]\nCPUAffinity=1\nExecStartPre=+/bin/sh -c 'for d in /proc/irq/*/xhci_hcd; do "
+    "echo 2 >$${d%%/*}/smp_affinity; done'\n"
+)
+SAME_CORE = {f"systemd.unit-dropin.ems-{unit}.service~core": _ONE_CORE for unit in ("guard", "controller")}
+"""Guard, controller and the adapters' interrupts on one core: a wake-up of another emulated core takes long."""
+
+
 @contextmanager
 def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None) -> Iterator[Booted]:
     """Switched on with everything plugged in; `credentials`: more units and drop-ins for it."""
@@ -124,10 +132,11 @@ def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None)
         places = {"bms_host": HOST, "bms_port": bench.bms_port, "pcs_host": HOST, "pcs_port": bench.pcs_port}
         emulated = {"scan_period_ms": 50, "bms_timeout": 3, "pcs_timeout": 3, "pcs_poll_ms": 100, "bms_poll_ms": 1000,
                     "loop_timeout": 1}  # fmt: skip
+        more = {**SAME_CORE, **(credentials or {})}
         prepare(work / "seed", {**places, **emulated, "allowed_clients": HOST})
         with (
             BenchBoard(bench.directory) as adapters,
-            Vm(disk, work / "vm", work / "seed", adapters.qemu_options(), cores=2, credentials=credentials) as vm,
+            Vm(disk, work / "vm", work / "seed", adapters.qemu_options(), cores=2, credentials=more) as vm,
         ):
             vm.start()
             await_modbus(vm)
