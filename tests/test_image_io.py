@@ -173,7 +173,7 @@ def test_the_device_is_announced_endpoints_first(plain: Rig) -> None:
     assert struct.unpack_from("<32H", endpoints, 96)[17] == 64
     kind, _, interfaces = plain.guest.packet()
     assert (kind, len(interfaces), interfaces[0], interfaces[4 + 32]) == (4, 132, 1, 3)
-    assert plain.guest.packet()[::2] == (1, struct.pack("<BBBBHHH", 1, 0, 0, 0, 0x10C4, 0xEA90, 0x0100))
+    assert plain.guest.packet()[::2] == (1, struct.pack("<BBBBHHH", 2, 0, 0, 0, 0x10C4, 0xEA90, 0x0100)), "high speed"
 
 
 def test_a_guest_without_64_bit_ids_is_refused_with_what_is_missing() -> None:
@@ -188,7 +188,7 @@ def test_its_descriptors_are_those_of_a_cp2112_with_its_serial_number(rig: Rig) 
     assert rig.guest.descriptor(0x0300)[2:] == b"\x09\x04"
     assert rig.guest.descriptor(0x0300 | device[16])[2:].decode("utf-16-le") == "IO2"
     assert rig.guest.descriptor(0x0100, 8) == device[:8], "no more than was asked for"
-    assert rig.guest.control(0x80, 6, 0x0600, length=10) == (STALL, b""), "a full-speed device has no qualifier"
+    assert rig.guest.control(0x80, 6, 0x0600, length=10) == (STALL, b""), "no qualifier: it knows one speed"
 
 
 def test_its_configuration_holds_together(rig: Rig) -> None:
