@@ -32,6 +32,7 @@ _LARGEST_DEBOUNCE_US = 50_000
 _LONGEST_WATCHDOG_S = 300
 GUARD_TICK_MS = 2.5
 _LONGEST_TICK_MS = 25.0  # the alive relay falls out 100 ms after the last pulse
+LOOPS_MS, _LONGEST_LOOPS_MS = 20, 500
 ADS1115_RANGES_V = (6.144, 4.096, 2.048, 1.024, 0.512, 0.256)
 """Programmable full-scale ranges, ADS111x data sheet SBAS444, table 8-3."""
 MUST_SEE_MA = 21.0 * 1.02
@@ -92,6 +93,8 @@ class BoardFile:
     watchdog: WatchdogSpec | None
     guard_tick_ms: float = GUARD_TICK_MS
     """Period of the guard; longer on boards whose lines are slow. A scan period is at least two of them."""
+    loops_ms: int = LOOPS_MS
+    """Period of a round through the loops; longer on boards whose buses are slow."""
 
 
 class _Table:
@@ -173,6 +176,7 @@ def _board(path: Path, top: _Table) -> BoardFile:
         top.end("kind, title, sources, watchdog")
         return BoardFile(path, title, True, {}, {}, {}, {}, frozenset(), {}, {}, watchdog)
     absent, tick_ms = _absent(top), top.number("guard_tick_ms", GUARD_TICK_MS, _LONGEST_TICK_MS, GUARD_TICK_MS)
+    loops_ms = top.whole("loops_ms", LOOPS_MS, _LONGEST_LOOPS_MS, LOOPS_MS)
     chips = _chips(top.table("chips"))
     edges = tuple(line.name for line in INPUTS if line.edges)
     input_table = top.table("inputs")
@@ -184,8 +188,11 @@ def _board(path: Path, top: _Table) -> BoardFile:
     _no_line_twice(path, inputs, guard_inputs, outputs)
     adcs = _adcs(top.table("adcs"))
     loops = _loops(top.table("loops"), adcs)
-    top.end("kind, title, sources, absent, guard_tick_ms, chips, inputs, guard_inputs, outputs, adcs, loops, watchdog")
-    return BoardFile(path, title, False, chips, inputs, guard_inputs, outputs, absent, adcs, loops, watchdog, tick_ms)
+    known = "chips, inputs, guard_inputs, outputs, adcs, loops, watchdog"
+    top.end(f"kind, title, sources, absent, guard_tick_ms, loops_ms, {known}")
+    return BoardFile(
+        path, title, False, chips, inputs, guard_inputs, outputs, absent, adcs, loops, watchdog, tick_ms, loops_ms
+    )
 
 
 def _watchdog(table: _Table) -> WatchdogSpec | None:

@@ -22,11 +22,10 @@ from .notify import Notifier
 from .realtime import lock_memory, pending_stop, settle, sleep_until, use_fifo
 
 PRIORITY = 40  # below the kernel's interrupt threads (50): guard and controller wait for them on a slow bus
-PERIOD_NS = 20_000_000
 
 
-def run(sampler: LoopSampler, section: SectionWriter) -> None:
-    """A round every PERIOD_NS until SIGTERM; on a slow processor a third of it is left to the processes below.
+def run(sampler: LoopSampler, section: SectionWriter, period_ns: int) -> None:
+    """A round every `period_ns` until SIGTERM; on a slow processor a third of it is left to the processes below.
 
     The stamp is the start of the round.
     """
@@ -37,7 +36,7 @@ def run(sampler: LoopSampler, section: SectionWriter) -> None:
         section.publish(pack(sampler.round()), start_ns)
         gc.collect(0)  # a bus error leaves a cycle, and the collector is off
         life.tick()
-        deadline = max(deadline + PERIOD_NS, monotonic_ns() + (thread_time_ns() - worked_ns) // 2)
+        deadline = max(deadline + period_ns, monotonic_ns() + (thread_time_ns() - worked_ns) // 2)
 
 
 def main() -> int:
@@ -57,7 +56,7 @@ def main() -> int:
     fifo, _ = use_fifo(PRIORITY), lock_memory()
     grade = f"SCHED_FIFO {PRIORITY}" if fifo else "without the right to SCHED_FIFO"
     print(f"sampler: {len(board.loops)} loops of board {board.path.stem}, {grade}", file=sys.stderr)
-    run(sampler, files[SECTION])
+    run(sampler, files[SECTION], board.loops_ms * 1_000_000)
     sampler.close()
     return 0
 

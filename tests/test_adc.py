@@ -195,7 +195,7 @@ def test_a_board_reads_the_loops_that_the_sampler_published(
     monkeypatch.setattr(sampler, "pending_stop", lambda: next(stops))
     section: SectionFile = image.writer("sampler", tmp_path)
     before = monotonic_ns()
-    sampler.run(bank.sampler, section[SECTION])
+    sampler.run(bank.sampler, section[SECTION], 20_000_000)
     loops_ma, stamp_ns = board.loops()
     assert loops_ma == pytest.approx((12.0,) * 8, abs=0.001)
     assert before <= stamp_ns <= monotonic_ns() - 8 * 1_400_000
@@ -210,17 +210,18 @@ def test_the_stamp_stays_when_the_sampler_hangs_so_that_the_loops_age(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("round_ms", "worked_ms", "starts_ms"),
+    ("period_ms", "round_ms", "worked_ms", "starts_ms"),
     [
-        (4, 4, [0, 20, 40, 60]),
-        (13, 13, [0, 20, 40, 60]),
-        (100, 100, [0, 150, 300, 450]),
-        (100, 40, [0, 120, 240, 360]),
-        (19, 4, [0, 21, 42, 63]),
+        (20, 4, 4, [0, 20, 40, 60]),
+        (20, 13, 13, [0, 20, 40, 60]),
+        (20, 100, 100, [0, 150, 300, 450]),
+        (20, 100, 40, [0, 120, 240, 360]),
+        (400, 100, 100, [0, 400, 800, 1200]),
+        (20, 19, 4, [0, 21, 42, 63]),
     ],
 )
-def test_a_round_comes_every_20_ms_and_a_slow_processor_has_a_third_of_it_left(
-    monkeypatch: pytest.MonkeyPatch, round_ms: int, worked_ms: int, starts_ms: list[int]
+def test_a_round_comes_every_period_and_a_slow_processor_has_a_third_of_it_left(
+    monkeypatch: pytest.MonkeyPatch, period_ms: int, round_ms: int, worked_ms: int, starts_ms: list[int]
 ) -> None:
     """Waiting for a slow bus is no work: others run meanwhile."""
     now_ns, cpu_ns, starts = 10**12, 0, list[int]()
@@ -241,7 +242,7 @@ def test_a_round_comes_every_20_ms_and_a_slow_processor_has_a_third_of_it_left(
     monkeypatch.setattr(sampler, "pending_stop", lambda: len(starts) == len(starts_ms))
     monkeypatch.setattr(sampler, "pack", lambda samples: b"")
     section = SimpleNamespace(publish=lambda payload, stamp_ns: starts.append((stamp_ns - 10**12) // 10**6))
-    sampler.run(cast(Any, SimpleNamespace(round=sample)), cast(Any, section))
+    sampler.run(cast(Any, SimpleNamespace(round=sample)), cast(Any, section), period_ms * 10**6)
     assert starts == starts_ms
 
 

@@ -110,6 +110,11 @@ MISTAKES = {
         "guard_tick_ms = 30\n[chips.pi]",
         "guard_tick_ms = 30: allowed is a number from 2.5 to 25",
     ),
+    "loops' period": (
+        "[chips.pi]",
+        "loops_ms = 501\n[chips.pi]",
+        "loops_ms = 501: allowed is a whole number from 20 to 500",
+    ),
     "ninth loop": ("8 = {", "9 = {", "loops.9 = .* known are the loops 1 to 8"),
     "shunt": (
         "shunt_ohm = 150.0",
@@ -182,6 +187,15 @@ def test_the_guard_ticks_every_2_5_ms_unless_the_board_says_otherwise(
     path = tmp_path / "mine.toml"
     path.write_text(PIPLC.replace("[chips.pi]", f"{said}[chips.pi]", 1))
     assert load(str(path)).guard_tick_ms == tick_ms
+
+
+@pytest.mark.parametrize(("said", "loops_ms"), [("", 20), ("loops_ms = 20\n", 20), ("loops_ms = 500\n", 500)])
+def test_the_loops_are_sampled_every_20_ms_unless_the_board_says_otherwise(
+    tmp_path: Path, said: str, loops_ms: int
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PIPLC.replace("[chips.pi]", f"{said}[chips.pi]", 1))
+    assert load(str(path)).loops_ms == loops_ms
 
 
 def test_an_unknown_board_is_answered_with_those_that_exist() -> None:

@@ -18,11 +18,13 @@ from waiting import wait_until
 from firmware.config import prepare
 from firmware.points import PointClient, PointError
 from firmware.registers import POINT
+from statemachine.states import State
 
 from .bench_board import BenchBoard
 from .vm import HOST, Vm, VmError, free_port, slowness
 
 REPO = Path(__file__).parents[2]
+STOPPED, TRIES = (State.FAULT, State.EMERGENCY_STOP, State.LOCKOUT), 4
 
 
 class Row(NamedTuple):
@@ -131,7 +133,7 @@ def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None)
     with rack(work) as bench:
         places = {"bms_host": HOST, "bms_port": bench.bms_port, "pcs_host": HOST, "pcs_port": bench.pcs_port}
         emulated = {"scan_period_ms": 50, "bms_timeout": 3, "pcs_timeout": 3, "pcs_poll_ms": 100, "bms_poll_ms": 1000,
-                    "loop_timeout": 1}  # fmt: skip
+                    "loop_timeout": 1.2, "max_precharges": 100}  # fmt: skip
         more = {**SAME_CORE, **(credentials or {})}
         prepare(work / "seed", {**places, **emulated, "allowed_clients": HOST})
         with (
@@ -149,12 +151,30 @@ def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None)
                 made.close()
 
 
-def rows(a: Booted, checks: Iterable[Callable[[Booted], Row]]) -> Iterator[Row]:
-    """Each check's row and how long it took; a check that cannot be made has failed, and the next one is tried."""
+def late(a: Booted) -> bool:
+    """The emulated processor missed three scans in a row, and that alone stopped the rack."""
+    with contextlib.suppress(PointError):
+        return a.state() in STOPPED and set(a.faults()) - {"ERR_SAMPLER"} == {"ERR_SCAN_OVERRUN"}
+    return False
+
+
+def _made(a: Booted, check: Callable[[Booted], Row]) -> Row:
+    try:
+        return check(a)
+    except (AssertionError, PointError, VmError, OSError) as error:
+        return Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900] + a.last_events())
+
+
+def rows(a: Booted, checks: Iterable[Callable[[Booted], Row]], recover: Callable[[Booted], None]) -> Iterator[Row]:
+    """Each check's row and how long it took; a check that cannot be made has failed, and the next one is tried.
+
+    A check that only missed scans were in the way of is made again, four times at most.
+    """
     for check in checks:
-        start = time.monotonic()
-        try:
-            row = check(a)
-        except (AssertionError, PointError, VmError, OSError) as error:
-            row = Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900] + a.last_events())
-        yield row._replace(seen=f"{row.seen} ({time.monotonic() - start:.0f} s)")
+        start, tries = time.monotonic(), 1
+        while not (row := _made(a, check)).ok and late(a) and tries < TRIES:
+            tries += 1
+            with contextlib.suppress(AssertionError, PointError, VmError, OSError):
+                recover(a)
+        again = f", try {tries}" if tries > 1 else ""
+        yield row._replace(seen=f"{row.seen} ({time.monotonic() - start:.0f} s{again})")

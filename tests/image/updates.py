@@ -17,8 +17,8 @@ from statemachine.leds import ROLLED_BACK
 from statemachine.signals import Mode
 from statemachine.states import OPEN, State
 
-from .faults import PATIENCE_S, charging, late, recover, served
-from .plant import Booted, Row, awaited, booted, rows
+from .faults import PATIENCE_S, charging, recover, served, to_isolated
+from .plant import Booted, Row, awaited, booted, late, rows
 from .vm import MIB, VmError, call, slowness
 
 LABEL, NEWER = "EMS-UPDATE", "99991231-test"
@@ -117,7 +117,7 @@ def result(a: Booted) -> UpdateResult | None:
 
 def kept(a: Booted, condition: Callable[[], bool]) -> bool:
     """The condition, in SERVICE: the agent waits for it, and missed scans end it."""
-    if late(a, a.state()):
+    if late(a):
         recover(a)
         service(a)
     return condition()
@@ -162,8 +162,7 @@ def installed(a: Booted, sticks: Sticks) -> Row:
     awaited(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries")
     record = a.get("CommState")
     charging(a)
-    a.command(Mode.OFF)
-    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    to_isolated(a)
     seen = (
         f"slot {old:g} to {slot:g} in {time.monotonic() - start:.0f} s, {env.strip()}, commissioned {record:g}, charges"
     )
@@ -183,8 +182,7 @@ def taken_back(a: Booted, sticks: Sticks) -> Row:
     a.until(State.ISOLATED, timeout_s=4 * PATIENCE_S)
     led, told = int(a.get("LedRun")), a.vm.out("grep -c 'UPDATE CHECK_IO' /var/log/ems/battery.log")
     charging(a)
-    a.command(Mode.OFF)
-    a.until(State.ISOLATED, timeout_s=PATIENCE_S)
+    to_isolated(a)
     ok = slot == old and led == ROLLED_BACK and told != "0"
     seen = f"slot {slot:g} again after {time.monotonic() - start:.0f} s, RUN {led:#x}, told in battery.log, charges"
     return Row("a version that fails its self-test is taken back, with its reason", ok, seen)
@@ -222,4 +220,4 @@ def updates(disk: Path, work: Path) -> Iterator[Row]:
         except (AssertionError, PointError, VmError) as error:
             yield Row("ready for updates", False, str(error)[:900])
             return
-        yield from rows(a, [_with(sticks, check) for check in CHECKS])
+        yield from rows(a, [_with(sticks, check) for check in CHECKS], recover)
