@@ -3,7 +3,7 @@
 A folder `ems-seed` on the EFI partition (limits.conf, balance.conf, site.conf, tls/, network/) is what the technician
 who flashed the disk has to say. It is taken whole, once, or refused whole and left there. What is missing is the
 factory's. Then the firewall's sets, the time servers and the network files are written to /run, and the machine id is
-kept beside the boot loader's variables, so that the journal of every boot is in one place.
+kept in the boot loader's environment, so that the journal of every boot is in one place.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from . import rauc
 from .config import FILES, ConfigError, Site, config_directory, load, load_site
 from .firewall import readable, rules
 
@@ -121,11 +122,27 @@ def write_run(site: Site | None, directory: Path, run: Path, network: Path) -> N
             shutil.copyfile(path, network / path.name)
 
 
-def keep_machine_id(grubenv: Path, machine_id: Path = Path("/etc/machine-id")) -> None:
-    """The id of the first boot is given to the kernel in all later ones."""
-    if not grubenv.is_file() or b"machine_id=" in grubenv.read_bytes():
+def keep_environment(grubenv: Path, booted: str, machine_id: Path = Path("/etc/machine-id")) -> None:
+    """GRUB's environment is made anew when it was lost; the id of its first boot is given to the kernel in later ones.
+
+    `booted`: the slot that runs, A or B. The other one stays what comes next: nobody knows any more that it was bad.
+    Raises OSError or CalledProcessError.
+    """
+    if not grubenv.parent.is_dir():
         return
-    subprocess.run(["grub-editenv", grubenv, "set", f"machine_id={machine_id.read_text().strip()}"], check=True)
+    listed = subprocess.run(["grub-editenv", grubenv, "list"], capture_output=True, text=True, check=False)
+    if listed.returncode or "ORDER=" not in listed.stdout:
+        _say("the boot loader's environment was lost and is made anew")
+        order = {"A": "A B", "B": "B A"}[booted]
+        grubenv.unlink(missing_ok=True)
+        subprocess.run(["grub-editenv", grubenv, "create"], check=True)
+        _set(grubenv, f"ORDER={order}", "A_OK=1", "B_OK=1", "A_TRY=0", "B_TRY=0")
+    if listed.returncode or "machine_id=" not in listed.stdout:
+        _set(grubenv, f"machine_id={machine_id.read_text().strip()}")
+
+
+def _set(grubenv: Path, *values: str) -> None:
+    subprocess.run(["grub-editenv", grubenv, "set", *values], check=True)
 
 
 def _say(text: str) -> None:
@@ -146,9 +163,9 @@ def main() -> int:
             _say(f"factory configuration: {', '.join(absent)}")
     write_run(site_of(directory), directory, SITE_RUN, NETWORK_RUN)
     try:
-        keep_machine_id(EFI / GRUBENV)
-    except (OSError, subprocess.CalledProcessError) as error:
-        _say(f"machine id not kept: {error}")
+        keep_environment(EFI / GRUBENV, "?AB"[rauc.booted(Path("/proc/cmdline").read_text("utf-8"))])
+    except (OSError, KeyError, subprocess.CalledProcessError) as error:
+        _say(f"the boot loader's environment is as it was: {error!r}")
     return 0
 
 

@@ -125,8 +125,13 @@ def test_a_slot_that_is_marked_bad_is_not_tried() -> None:
     assert boot(**{**FRESH, "ORDER": "B A"})[0] == "a"
 
 
-@pytest.mark.parametrize("damaged", [{"A_OK": 0}, {"ORDER": "", "A_OK": ""}, {"A_TRY": ""}])
-def test_no_environment_ends_in_a_halt(damaged: dict[str, object]) -> None:
+def test_a_lost_environment_which_cannot_be_written_either_starts_the_first_slot_that_can_be_read() -> None:
+    assert boot()[0] == "b"  # there is no file of that name here
+    assert 'if [ -f "($disk,gpt2)/slot.cfg" ]; then set slot=a; else set slot=b; fi' in GRUB
+
+
+@pytest.mark.parametrize("damaged", [{"A_OK": 0}, {"A_TRY": ""}])
+def test_no_damaged_environment_ends_in_a_halt(damaged: dict[str, object]) -> None:
     environment: dict[str, object] = {**FRESH, **damaged}
     for _ in range(3):
         slot, left = boot(**environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from firmware import site_setup
 from firmware.config import FILES, load_site
-from firmware.site_setup import SeedError, keep_machine_id, site_of, take_seed, write_run
+from firmware.site_setup import SeedError, keep_environment, site_of, take_seed, write_run
 
 
 @pytest.fixture
@@ -99,17 +100,41 @@ def test_a_refused_site_file_closes_the_way_out_and_not_the_way_in(
     assert "site.conf refused" in capsys.readouterr().err
 
 
-def test_the_machine_id_of_the_first_boot_is_kept_and_not_changed_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def environment(grubenv: Path) -> dict[str, str]:
+    said = subprocess.run(["grub-editenv", grubenv, "list"], capture_output=True, text=True, check=True).stdout
+    return dict(line.split("=", 1) for line in said.splitlines())
+
+
+@pytest.mark.skipif(not shutil.which("grub-editenv"), reason="no grub-editenv here")
+def test_the_machine_id_of_the_first_boot_is_kept_and_not_changed_later(tmp_path: Path) -> None:
+    grubenv, machine_id = tmp_path / "grubenv", tmp_path / "machine-id"
+    subprocess.run(["grub-editenv", grubenv, "create"], check=True)
+    subprocess.run(["grub-editenv", grubenv, "set", "ORDER=B A", "A_OK=0", "B_TRY=1"], check=True)
+    machine_id.write_text("0123456789abcdef0123456789abcdef\n")
+    keep_environment(grubenv, "B", machine_id)
+    as_found = {"ORDER": "B A", "A_OK": "0", "B_TRY": "1", "machine_id": "0123456789abcdef0123456789abcdef"}
+    assert environment(grubenv) == as_found
+    machine_id.write_text("another\n")
+    keep_environment(grubenv, "B", machine_id)
+    assert environment(grubenv) == as_found
+
+
+def test_without_an_efi_partition_nothing_is_kept(tmp_path: Path) -> None:
+    keep_environment(tmp_path / "none" / "grubenv", "A", tmp_path / "none")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("grub-editenv"), reason="no grub-editenv here")
+@pytest.mark.parametrize(("booted", "order"), [("A", "A B"), ("B", "B A")])
+@pytest.mark.parametrize("left", [None, b"", bytes(1024), b"# GRUB Environment Block\n" + b"#" * 999])
+def test_an_environment_that_was_lost_is_made_anew_with_what_runs_first(
+    tmp_path: Path, left: bytes | None, booted: str, order: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grubenv, machine_id = tmp_path / "grubenv", tmp_path / "machine-id"
-    grubenv.write_bytes(b"ORDER=A B\n")
     machine_id.write_text("0123456789abcdef0123456789abcdef\n")
-    asked: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append([str(part) for part in command]))
-    keep_machine_id(grubenv, machine_id)
-    assert asked == [["grub-editenv", str(grubenv), "set", "machine_id=0123456789abcdef0123456789abcdef"]]
-    grubenv.write_bytes(b"ORDER=A B\nmachine_id=1\n")
-    keep_machine_id(grubenv, machine_id)
-    keep_machine_id(tmp_path / "none", machine_id)
-    assert len(asked) == 1
+    if left is not None:
+        grubenv.write_bytes(left)
+    keep_environment(grubenv, booted, machine_id)
+    tries = {"A_OK": "1", "B_OK": "1", "A_TRY": "0", "B_TRY": "0"}
+    assert environment(grubenv) == {"ORDER": order, **tries, "machine_id": machine_id.read_text().strip()}
+    assert "environment was lost" in capsys.readouterr().err

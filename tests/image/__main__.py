@@ -10,15 +10,19 @@ from pathlib import Path
 
 from firmware.points import PointError
 
+from .cuts import cuts
 from .disks import disks
 from .faults import faults
 from .plant import Row
+from .slots import slots
 from .smoke import smoke
+from .trouble import trouble
 from .updates import updates
 from .vm import VmError, accelerated
 
 MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {
-    "smoke": smoke, "disks": disks, "faults": faults, "updates": updates,
+    "smoke": smoke, "disks": disks, "slots": slots, "faults": faults, "updates": updates,
+    "trouble": trouble, "cuts": cuts,
 }  # fmt: skip
 PARTS = tuple(MADE)
 

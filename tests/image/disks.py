@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from .plant import Rack, Row, await_modbus, rack, seed
-from .vm import MIB, Vm, VmError, call
+from .plant import Row, await_modbus, made, rack, seed
+from .vm import MIB, Vm, call
 
 CUTS_S = (5.0, 20.0, 45.0)
 """After power-on; how far the boot is by then depends on the machine."""
@@ -53,15 +54,13 @@ CHECKS: tuple[Callable[[Vm, Path], Row], ...] = (power_cuts, no_data)
 
 
 def disks(disk: Path, work: Path) -> Iterator[Row]:
-    """A machine of its own for each check."""
-    for check in CHECKS:
-        with rack(work) as bench:
-            yield _made(check, disk, work, bench)
+    yield from machines(disk, work, CHECKS)
 
 
-def _made(check: Callable[[Vm, Path], Row], disk: Path, work: Path, bench: Rack) -> Row:
-    with Vm(disk, work / "vm", seed(work / "seed", bench)) as vm:
-        try:
-            return check(vm, disk)
-        except (VmError, OSError) as error:
-            return Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900])
+def machines(disk: Path, work: Path, checks: Sequence[Callable[[Vm, Path], Row]]) -> Iterator[Row]:
+    """A machine of its own for each check; its row and how long it took."""
+    for check in checks:
+        start = time.monotonic()
+        with rack(work) as bench, Vm(disk, work / "vm", seed(work / "seed", bench)) as vm:
+            row = made(check.__name__, partial(check, vm, disk))
+        yield row._replace(seen=f"{row.seen} ({time.monotonic() - start:.0f} s)")

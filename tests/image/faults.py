@@ -20,7 +20,7 @@ from statemachine.signals import Mode, Why
 from statemachine.states import CHARGING, OPEN, State
 
 from .plant import STOPPED, Booted, Row, awaited, booted, rows
-from .vm import slowness
+from .vm import VmError, slowness
 
 PATIENCE_S = 30.0 * slowness()
 UNITS = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
@@ -100,6 +100,20 @@ def opened_after(a: Booted, act: Callable[[], None], limit_s: float) -> float:
     act()
     wait_until(a.all_open, limit_s, "every contactor open")
     return time.monotonic() - start
+
+
+def restarted(a: Booted, act: Callable[[], object]) -> None:
+    """Until another boot answers than the one before."""
+    before = a.vm.out("cat /proc/sys/kernel/random/boot_id")
+    act()
+
+    def other() -> bool:
+        try:
+            return a.vm.out("cat /proc/sys/kernel/random/boot_id") != before
+        except VmError:
+            return False
+
+    awaited(other, 20 * PATIENCE_S, lambda: f"another boot; console {a.vm.console()[-300:]}")
 
 
 def press(a: Remote) -> None:

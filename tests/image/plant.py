@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +93,15 @@ class Booted(Remote):
 
     def __init__(self, vm: Vm, adapters: BenchBoard, bench: Rack) -> None:
         super().__init__(vm.modbus_port, bench.control_port, 5.0)
-        self.vm, self.adapters = vm, adapters
+        self.vm, self.adapters, self._rack_pid = vm, adapters, bench.process.pid
+
+    def prefer(self) -> None:
+        """Before everything else here: the rack, the adapters' answers and QEMU's thread that carries them, then the
+        emulated processors."""
+        wanted = dict.fromkeys((self._rack_pid, self.adapters.pid, self.vm.pid), 2) | dict.fromkeys(self.vm.cpus(), 1)
+        with contextlib.suppress(PermissionError):
+            for thread, priority in wanted.items():
+                os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
 
     def kill(self, name: str, signal: str) -> None:
         """To the main process of a unit, by the service manager."""
@@ -111,12 +120,6 @@ class Booted(Remote):
 def awaited(condition: Callable[[], object], timeout_s: float, what: str | Callable[[], str]) -> None:
     """`wait_until` at a pace that leaves the emulated processor its time."""
     wait_until(condition, timeout_s, what, Booted.pause_s)
-
-
-def _preferred(pid: int) -> None:
-    """The adapters' answers, and QEMU's thread that carries them, go before the emulated processors."""
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, pid, -20)
 
 
 _ONE_CORE = (
@@ -142,13 +145,9 @@ def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None)
         ):
             vm.start()
             await_modbus(vm)
-            for pid in (bench.process.pid, adapters.pid, vm.pid):
-                _preferred(pid)
-            made = Booted(vm, adapters, bench)
-            try:
-                yield made
-            finally:
-                made.close()
+            with contextlib.closing(Booted(vm, adapters, bench)) as a:
+                a.prefer()
+                yield a
 
 
 def late(a: Booted) -> bool:
@@ -158,11 +157,12 @@ def late(a: Booted) -> bool:
     return False
 
 
-def _made(a: Booted, check: Callable[[Booted], Row]) -> Row:
+def made(name: str, check: Callable[[], Row], more: Callable[[], str] = lambda: "") -> Row:
+    """The check's row; one that cannot be made has failed. `more` is told with it."""
     try:
-        return check(a)
+        return check()
     except (AssertionError, PointError, VmError, OSError) as error:
-        return Row(check.__name__, False, f"{type(error).__name__}: {error}"[:900] + a.last_events())
+        return Row(name, False, f"{type(error).__name__}: {error}"[:900] + more())
 
 
 def rows(a: Booted, checks: Iterable[Callable[[Booted], Row]], recover: Callable[[Booted], None]) -> Iterator[Row]:
@@ -172,7 +172,7 @@ def rows(a: Booted, checks: Iterable[Callable[[Booted], Row]], recover: Callable
     """
     for check in checks:
         start, tries = time.monotonic(), 1
-        while not (row := _made(a, check)).ok and late(a) and tries < TRIES:
+        while not (row := made(check.__name__, partial(check, a), a.last_events)).ok and late(a) and tries < TRIES:
             tries += 1
             with contextlib.suppress(AssertionError, PointError, VmError, OSError):
                 recover(a)

@@ -17,7 +17,7 @@ from statemachine.leds import ROLLED_BACK
 from statemachine.signals import Mode
 from statemachine.states import OPEN, State
 
-from .faults import PATIENCE_S, charging, recover, served, to_isolated
+from .faults import PATIENCE_S, charging, recover, restarted, served, to_isolated
 from .plant import Booted, Row, awaited, booted, late, rows
 from .vm import MIB, VmError, call, slowness
 
@@ -136,27 +136,13 @@ def _refused(stick: str, why: UpdateResult) -> Callable[[Booted, Sticks], Row]:
     return check
 
 
-def _restarted(a: Booted, act: Callable[[], object]) -> None:
-    """Until another boot answers than the one before."""
-    before = a.vm.out("cat /proc/sys/kernel/random/boot_id")
-    act()
-
-    def other() -> bool:
-        try:
-            return a.vm.out("cat /proc/sys/kernel/random/boot_id") != before
-        except VmError:
-            return False
-
-    awaited(other, 20 * PATIENCE_S, lambda: f"another boot; {result(a)}, console {a.vm.console()[-300:]}")
-
-
 def installed(a: Booted, sticks: Sticks) -> Row:
     """From the stick into the other slot, restart, self-test, mark-good."""
     start, old = time.monotonic(), a.get("UpdSlot")
     service(a)
     with a.vm.stick(sticks["good"]):
         awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 2 * PATIENCE_S, "RESTARTING")
-        _restarted(a, lambda: None)
+        restarted(a, lambda: None)
         awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
     slot, env = a.get("UpdSlot"), a.vm.out("cat /efi/EFI/ems/grubenv | tr '\\n' ' '").split("#")[0]
     awaited(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries")
@@ -175,7 +161,7 @@ def taken_back(a: Booted, sticks: Sticks) -> Row:
     service(a)
     with a.vm.stick(sticks["worse"]):
         awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 2 * PATIENCE_S, "RESTARTING")
-        _restarted(a, lambda: a.adapters.unplug("io0"))
+        restarted(a, lambda: a.adapters.unplug("io0"))
         awaited(lambda: result(a) is UpdateResult.CHECK_IO, 20 * PATIENCE_S, lambda: f"CHECK_IO; {result(a)}")
     a.adapters.plug("io0")
     slot = a.get("UpdSlot")

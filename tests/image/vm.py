@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 MIB = 1 << 20
 ESP_AT_MIB, ESP_MIB = 1, 64
@@ -176,6 +176,11 @@ class Vm:
         """QEMU's, and its first thread's."""
         assert self._qemu is not None
         return self._qemu.pid
+
+    def cpus(self) -> list[int]:
+        """Threads of the emulated processors."""
+        cpus = cast(list[dict[str, int]], self.qmp("query-cpus-fast"))
+        return [cpu["thread-id"] for cpu in cpus]
 
     def cut_power(self) -> None:
         """At once, as the plug is pulled."""
