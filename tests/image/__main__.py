@@ -19,10 +19,11 @@ from .smoke import smoke
 from .trouble import trouble
 from .updates import updates
 from .vm import VmError, accelerated
+from .wall import wall
 
 MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {
     "smoke": smoke, "disks": disks, "slots": slots, "faults": faults, "updates": updates,
-    "trouble": trouble, "cuts": cuts,
+    "trouble": trouble, "wall": wall, "cuts": cuts,
 }  # fmt: skip
 PARTS = tuple(MADE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple
 
 from appliance import Remote
@@ -34,6 +36,10 @@ class Row(NamedTuple):
     seen: str
 
 
+MEMORY = Path("/dev/shm")
+"""A disk that is written back holds up who writes into a mapped file."""
+
+
 class Rack(NamedTuple):
     """The simulated BMS and PCS, on the host."""
 
@@ -47,8 +53,8 @@ class Rack(NamedTuple):
 @contextmanager
 def rack(work: Path) -> Iterator[Rack]:
     """`python -m drivers.bench` until the end of the block."""
-    run = work / "bench"
-    run.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    run = Path(mkdtemp(prefix="ems-", dir=MEMORY))
     ports = [free_port() for _ in range(3)]
     environ = {"PYTHONPATH": str(REPO), "EMS_RUN_DIR": str(run), "EMS_BMS_PORT": str(ports[0]),
                "EMS_PCS_PORT": str(ports[1]), "EMS_BENCH_PORT": str(ports[2])}  # fmt: skip
@@ -59,6 +65,7 @@ def rack(work: Path) -> Iterator[Rack]:
     finally:
         process.terminate()
         process.wait()
+        shutil.rmtree(run)
 
 
 def seed(folder: Path, bench: Rack, **more: object) -> Path:

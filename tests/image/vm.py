@@ -84,7 +84,8 @@ def slowness() -> float:
 
 
 class Vm:
-    """`disk` is never written. `seed`: a folder for the ESP. `options`: QEMU's, for more devices."""
+    """`disk` is never written. `seed`: a folder for the ESP. `options`: QEMU's, for more devices, which may name
+    `descriptors` of ours."""
 
     def __init__(
         self,
@@ -96,8 +97,10 @@ class Vm:
         memory_mib: int = 1024,
         cores: int = 1,
         credentials: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.work, self._options, self._memory_mib, self._cores = work, tuple(options), memory_mib, cores
+        self._descriptors = tuple(descriptors)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         self.overlay, self._vars = work / "overlay.qcow2", work / "vars.fd"
@@ -169,7 +172,9 @@ class Vm:
             command += ["-smbios", f"type=11,path={path}"]
         self.started_s = time.monotonic()
         with (self.work / "qemu.log").open("ab") as log:
-            self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._qemu = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=self._descriptors
+            )
 
     @property
     def pid(self) -> int:
@@ -284,12 +289,18 @@ def _agent_credentials() -> dict[str, str]:
     }
 
 
-def call(*command: str | Path) -> str:
-    """What a program on the host prints. Raises VmError."""
+def tried(*command: str | Path) -> Ran:
+    """How a program on the host ends and what it prints; of one that fails also what it says on stderr."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise VmError(f"{' '.join(map(str, command))}: {(done.stdout + done.stderr).strip()}")
-    return done.stdout
+    return Ran(done.returncode, done.stdout + (done.stderr if done.returncode else ""))
+
+
+def call(*command: str | Path) -> str:
+    """The same, of a program that has to succeed. Raises VmError."""
+    done = tried(*command)
+    if done.rc:
+        raise VmError(f"{' '.join(map(str, command))}: {done.out.strip()}")
+    return done.out
 
 
 def free_port() -> int:
