@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint format docs check-docs bench prove faults fuzz mutation soak lock clean image image-reproducible test-image flash
+.PHONY: help setup run demo test lint format docs check-docs bench prove faults fuzz mutation soak lock clean image image-reproducible test-image test-image-long flash
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -79,8 +79,11 @@ image:  ## the flashable disk and its update bundle in build/image (BOARD=name; 
 image-reproducible:  ## builds the image's second stage once more and compares every byte
 	@$(PYTHON) image/build.py $(if $(BOARD),--board $(BOARD)) --reproduce
 
-test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smoke disks faults updates"; smoke alone without)
+test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smoke faults updates ..."; smoke alone without)
 	@exec $(BIN)/python -m tests.image $(PARTS)
+
+test-image-long: $(STAMP)  ## all parts, every 1/64 of a bundle changed, CUTS=50 power cuts of each kind: some hours
+	@EMS_CUTS=$(or $(CUTS),50) exec $(BIN)/python -m tests.image --all
 
 flash:  ## the image onto a disk, verified: make flash DISK=/dev/sdX SEED=folder
 	@test -n "$(DISK)" || { echo "flash: name the disk: make flash DISK=/dev/sdX"; exit 1; }

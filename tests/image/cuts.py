@@ -1,6 +1,6 @@
 """The plug is pulled again and again, under charge and in the middle of an install; what was kept is whole.
 
-EMS_CUTS is how many of each; the long run makes 50 and 20.
+EMS_CUTS is how many of each; the long run makes 50.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from firmware.update_codes import UpdateResult, UpdateState
 from statemachine.states import CLOSED, OPEN, State
 
-from .faults import PATIENCE_S, charging, commissioned, isolated, opened_after, recover
-from .plant import Booted, Row, await_modbus, awaited, booted, made, rows
+from .faults import PATIENCE_S, charging, commissioned, isolated, opened_after, recover, settled
+from .plant import Booted, Row, await_modbus, awaited, made, rows
 from .updates import LENIENT, Bundles, kept, result, service, stick
-from .vm import VmError, slowness
+from .vm import VmError
 
 CUTS = int(os.environ.get("EMS_CUTS", "2"))
 LONGEST_S = 20.0
@@ -88,9 +88,7 @@ def cuts(disk: Path, work: Path) -> Iterator[Row]:
     dice = random.Random(seed)
     image = stick(Bundles(disk.parent, work / "bundles").made("good"))
     kinds: tuple[Callable[[Booted], Row], ...] = (partial(under_charge, dice), partial(under_install, dice, image))
-    with booted(disk, work, LENIENT) as a:
-        a.vm.await_agent()
-        a.vm.run("systemctl is-system-running --wait", 120.0 * slowness())
+    with settled(disk, work, LENIENT) as a:
         yield from rows(a, (isolated, commissioned), recover)
         for number in range(CUTS):
             for kind in kinds:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from appliance import Remote
@@ -205,9 +206,16 @@ CHECKS: tuple[Callable[[Booted], Row], ...] = (
 )  # fmt: skip
 
 
+@contextmanager
+def settled(disk: Path, work: Path, credentials: Mapping[str, str] | None = None) -> Iterator[Booted]:
+    """`booted`, and the start is over: an emulated processor misses scans meanwhile."""
+    with booted(disk, work, credentials) as a:
+        a.vm.await_agent()
+        a.vm.run("systemctl is-system-running --wait", 120.0 * slowness())
+        yield a
+
+
 def faults(disk: Path, work: Path) -> Iterator[Row]:
     """One boot, every check."""
-    with booted(disk, work) as a:
-        a.vm.await_agent()
-        a.vm.run("systemctl is-system-running --wait", 120.0 * slowness())  # an emulated processor boots into scans
+    with settled(disk, work) as a:
         yield from rows(a, CHECKS, recover)

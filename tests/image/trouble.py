@@ -13,10 +13,9 @@ from firmware.update_codes import UpdateResult
 from statemachine.signals import BootReason
 from statemachine.states import CHARGING, OPEN
 
-from .faults import PATIENCE_S, charging, commissioned, isolated, opened_after, recover, restarted, to_isolated
-from .plant import Booted, Row, awaited, booted, rows
+from .faults import PATIENCE_S, charging, commissioned, isolated, opened_after, recover, restarted, settled, to_isolated
+from .plant import Booted, Row, awaited, rows
 from .updates import LENIENT, Bundles, result, standby, stick
-from .vm import slowness
 
 RESET_S = 30.0 + 20.0
 """The board file's time-out and the guard's patience with PID 1."""
@@ -124,7 +123,5 @@ def trouble(disk: Path, work: Path) -> Iterator[Row]:
         isolated, commissioned, _stick_under_charge(image), _disk("full", full), _disk("read-only", read_only),
         clock_jump, pid1_frozen,
     )  # fmt: skip
-    with booted(disk, work, LENIENT) as a:
-        a.vm.await_agent()
-        a.vm.run("systemctl is-system-running --wait", 120.0 * slowness())
+    with settled(disk, work, LENIENT) as a:
         yield from rows(a, checks, recover)

@@ -5,25 +5,43 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
 import bundles
-from commission_walk import commission
 
 from firmware.points import PointError
 from firmware.update_codes import UpdateResult, UpdateState
 from statemachine.leds import ROLLED_BACK
-from statemachine.signals import Mode
-from statemachine.states import OPEN, State
+from statemachine.signals import Mode, Why
+from statemachine.states import State
 
-from .faults import PATIENCE_S, charging, recover, restarted, served, to_isolated
-from .plant import Booted, Row, awaited, booted, late, rows
-from .vm import MIB, VmError, call, slowness
+from .faults import PATIENCE_S, charging, commissioned, isolated, recover, restarted, settled, to_isolated
+from .plant import Booted, Row, awaited, late, rows
+from .vm import MIB, call
 
 LABEL, NEWER = "EMS-UPDATE", "99991231-test"
 LENIENT = {"systemd.unit-dropin.ems-updater.service~test": "[Service]\nEnvironment=EMS_LATE_SHARE=0.5\n"}
 """An emulated processor is late more often than the self-test allows."""
+
+
+def flip(path: Path, at: int) -> None:
+    """One bit of the byte there."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes((byte ^ 1,)))
+
+
+@contextmanager
+def flipped(path: Path, at: int) -> Iterator[None]:
+    flip(path, at)
+    try:
+        yield
+    finally:
+        flip(path, at)
 
 
 class Bundles:
@@ -59,11 +77,7 @@ class Bundles:
 
     def tampered(self) -> Path:
         path = self.made("tampered")
-        with path.open("r+b") as file:
-            file.seek(path.stat().st_size // 3)
-            byte = file.read(1)
-            file.seek(-1, 1)
-            file.write(bytes([byte[0] ^ 1]))
+        flip(path, path.stat().st_size // 3)
         return path
 
     def truncated(self) -> Path:
@@ -136,23 +150,36 @@ def _refused(stick: str, why: UpdateResult) -> Callable[[Booted, Sticks], Row]:
     return check
 
 
+def _no_charge(a: Booted) -> Why:
+    """Why a charge is refused; NONE when it is not."""
+    try:
+        a.command(Mode.CHARGE)
+    except PointError:
+        return Why(int(a.get("AckWhy")))
+    return Why.NONE
+
+
 def installed(a: Booted, sticks: Sticks) -> Row:
     """From the stick into the other slot, restart, self-test, mark-good."""
     start, old = time.monotonic(), a.get("UpdSlot")
     service(a)
     with a.vm.stick(sticks["good"]):
+        awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.INSTALLING), 2 * PATIENCE_S, "INSTALLING")
+        held = _no_charge(a)
         awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 2 * PATIENCE_S, "RESTARTING")
         restarted(a, lambda: None)
         awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
-    slot, env = a.get("UpdSlot"), a.vm.out("cat /efi/EFI/ems/grubenv | tr '\\n' ' '").split("#")[0]
+    slot, env = a.get("UpdSlot"), a.vm.out("grub-editenv /efi/EFI/ems/grubenv list | grep -v machine_id | tr '\\n' ' '")
     awaited(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries")
     record = a.get("CommState")
     charging(a)
     to_isolated(a)
     seen = (
-        f"slot {old:g} to {slot:g} in {time.monotonic() - start:.0f} s, {env.strip()}, commissioned {record:g}, charges"
+        f"{held.name} to a charge meanwhile, slot {old:g} to {slot:g} in {time.monotonic() - start:.0f} s, "
+        f"{env.strip()}, commissioned {record:g}, charges"
     )
-    return Row("a good bundle is installed, restarted into, confirmed; the rack charges", slot != old, seen)
+    ok = slot != old and held is Why.UPDATING
+    return Row("a good bundle is installed, restarted into, confirmed; the rack charges", ok, seen)
 
 
 def taken_back(a: Booted, sticks: Sticks) -> Row:
@@ -165,7 +192,7 @@ def taken_back(a: Booted, sticks: Sticks) -> Row:
         awaited(lambda: result(a) is UpdateResult.CHECK_IO, 20 * PATIENCE_S, lambda: f"CHECK_IO; {result(a)}")
     a.adapters.plug("io0")
     slot = a.get("UpdSlot")
-    a.until(State.ISOLATED, timeout_s=4 * PATIENCE_S)
+    recover(a)
     led, told = int(a.get("LedRun")), a.vm.out("grep -c 'UPDATE CHECK_IO' /var/log/ems/battery.log")
     charging(a)
     to_isolated(a)
@@ -196,14 +223,38 @@ def updates(disk: Path, work: Path) -> Iterator[Row]:
     """One machine, every check in order; a check that cannot be made has failed, and the rest is tried."""
     made = Bundles(disk.parent, work / "bundles")
     sticks = {name: stick(make(made)) for name, make in STICKS.items()}
-    with booted(disk, work, LENIENT) as a:
-        a.vm.await_agent()
-        a.vm.run("systemctl is-system-running --wait", 120.0 * slowness())
-        try:
-            a.until(*OPEN, timeout_s=PATIENCE_S)
-            recover(a)
-            commission(a, a.vm.modbus_port, work / "record.json", PATIENCE_S, served)
-        except (AssertionError, PointError, VmError) as error:
-            yield Row("ready for updates", False, str(error)[:900])
-            return
-        yield from rows(a, [_with(sticks, check) for check in CHECKS], recover)
+    with settled(disk, work, LENIENT) as a:
+        yield from rows(a, [isolated, commissioned, *(_with(sticks, check) for check in CHECKS)], recover)
+
+
+SHARES = 64
+
+
+def _tampered(image: Path, first: int, size: int) -> Callable[[Booted], Row]:
+    """A bundle of `size` bytes begins at byte `first` of the stick."""
+
+    def tampered(a: Booted) -> Row:
+        """One byte in each 1/64 of it, one after the other."""
+        service(a)
+        before, seen = standby(a), list[str]()
+        for share in range(SHARES):
+            with flipped(image, first + (2 * share + 1) * size // (2 * SHARES)), a.vm.stick(image):
+                awaited(lambda: kept(a, lambda: a.get("UpdState") != UpdateState.IDLE), PATIENCE_S, "a look at it")
+                awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.IDLE), 4 * PATIENCE_S, "refused")
+                why = result(a)
+                seen.append(why.name if why else "silent")
+        told = ", ".join(f"{seen.count(name)} {name}" for name in sorted(set(seen)))
+        ok = set(seen) <= {"DAMAGED", "SIGNATURE", "TRUNCATED", "FORMAT"} and standby(a) == before
+        return Row(f"a changed byte in each 1/{SHARES} of a bundle: refused, the standby slot as before", ok, told)
+
+    return tampered
+
+
+def tamper(disk: Path, work: Path) -> Iterator[Row]:
+    """One machine, half an hour."""
+    bundle = Bundles(disk.parent, work / "bundles").made("good")
+    head, size = bundle.read_bytes()[:65536], bundle.stat().st_size
+    image = stick(bundle)
+    first = image.read_bytes().index(head)
+    with settled(disk, work, LENIENT) as a:
+        yield from rows(a, (isolated, commissioned, _tampered(image, first, size)), recover)
