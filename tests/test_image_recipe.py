@@ -88,6 +88,13 @@ def test_grub_reads_its_configuration() -> None:
     subprocess.run(["grub-script-check", ROOT.parent / "grub.cfg"], check=True)
 
 
+def test_a_site_may_name_its_network_files_as_it_likes() -> None:
+    """systemd-networkd takes the first file of all folders whose [Match] fits, by name; ours matches every wire."""
+    (ours,) = (ROOT / "etc/systemd/network").iterdir()
+    assert "Type=ether" in ours.read_text()
+    assert ours.name > "wan.network" > "lan.network" > "50-static.network"
+
+
 def boot(**environment: object) -> tuple[str, dict[str, str]]:
     """The slot that grub.cfg chooses (empty: it reboots) and the environment it leaves; its words are those of sh."""
     chosen = GRUB[GRUB.index("set slot=") : GRUB.index('if [ "$slot" = "a" ]')]

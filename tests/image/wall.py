@@ -17,7 +17,8 @@ from .plant import Row, await_modbus, made, rack, seed
 from .vm import HOST, Vm, call, tried
 
 UNIT, ALLOWED, DENIED = "10.77.0.1", "10.77.0.10", "10.77.0.66"
-NETWORK = {"network.network.05-wire": f"[Match]\nMACAddress=52:54:00:77:00:01\n[Network]\nAddress={UNIT}/24\n"}
+_MAC = "52:54:00:77:00:01"
+_NETWORK = f"[Match]\nMACAddress={_MAC}\n[Network]\nAddress={UNIT}/24\n"
 _TUNSETIFF, _TAP, _NO_PACKET_INFORMATION = 0x400454CA, 0x2, 0x1000
 _SUNSPEC = b"SunS".hex()
 _ASK = (
@@ -38,7 +39,7 @@ class Wire:
 
     def options(self) -> list[str]:
         return ["-netdev", f"tap,id=n1,fd={self.descriptor}",
-                "-device", "virtio-net-pci,netdev=n1,romfile=,mac=52:54:00:77:00:01"]  # fmt: skip
+                "-device", f"virtio-net-pci,netdev=n1,romfile=,mac={_MAC}"]  # fmt: skip
 
     def ask(self, source: str, port: int = 502) -> str:
         """What a client at the other end says that speaks from `source`."""
@@ -65,7 +66,7 @@ def wire() -> Iterator[Wire]:
 def strangers(vm: Vm, line: Wire) -> Row:
     await_modbus(vm)
     vm.await_agent()
-    vm.out(f"while ! ip -4 addr | grep -q {UNIT}; do sleep 0.2; done", 60.0)
+    vm.out(f"while ! grep -q '{UNIT}$' /proc/net/fib_trie; do sleep 0.2; done")
     answered, dropped = line.ask(ALLOWED), line.ask(DENIED)
     open_too = [port for port in (22, 80, 111, 802, 5355) if "connected" in line.ask(ALLOWED, port)]
     counted = vm.out("nft list counter inet ems modbus_dropped | grep packets").split()[1]
@@ -78,6 +79,8 @@ def wall(disk: Path, work: Path) -> Iterator[Row]:
     """One boot."""
     with rack(work) as bench, wire() as line:
         site = seed(work / "seed", bench, allowed_clients=f"{HOST}, {ALLOWED}")
-        with Vm(disk, work / "vm", site, line.options(), credentials=NETWORK, descriptors=[line.descriptor]) as vm:
+        (site / "network").mkdir(exist_ok=True)
+        (site / "network" / "wire.network").write_text(_NETWORK)
+        with Vm(disk, work / "vm", site, line.options(), descriptors=[line.descriptor]) as vm:
             vm.start()
             yield made("firewall", lambda: strangers(vm, line))
