@@ -95,7 +95,7 @@ def charge_to_80(a: Booted) -> Row:
     return Row("a full charge to 80 % through the image", abs(soc - 80.0) < 2.0 and not faults, seen)
 
 
-def opened_after(a: Booted, act: Callable[[], None], limit_s: float) -> float:
+def opened_after(a: Booted, act: Callable[[], object], limit_s: float) -> float:
     """Seconds from the act until the rack has no contactor closed; AssertionError when it takes longer."""
     start = time.monotonic()
     act()
