@@ -97,20 +97,29 @@ def _stick_under_charge(image: Path) -> Callable[[Booted], Row]:
     return update_under_charge
 
 
-def pid1_frozen(a: Booted) -> Row:
-    """Only the hardware can help, and only when the guard stops petting it."""
-    a.inject(soc_preset=30.0)
-    charging(a)
-    start, opened = time.monotonic(), list[float]()
-    restarted(a, lambda: opened.append(opened_after(a, lambda: a.vm.out("kill -SEGV 1"), 3.0 * RESET_S)))
-    back_s = time.monotonic() - start
-    a.until(*OPEN, timeout_s=4 * PATIENCE_S)
-    reason = BootReason(int(a.get("BootReason")))
-    recover(a)
-    charging(a)
-    to_isolated(a)
-    return Row("PID 1 frozen under charge: the hardware watchdog resets", reason is BootReason.WATCHDOG,
-               f"open after {opened[0]:.0f} s, up again after {back_s:.0f} s, {reason.name}, charges")  # fmt: skip
+def _pid1(what: str, command: str, reason: BootReason) -> Callable[[Booted], Row]:
+    def check(a: Booted) -> Row:
+        a.inject(soc_preset=30.0)
+        charging(a)
+        start, opened = time.monotonic(), list[float]()
+        restarted(a, lambda: opened.append(opened_after(a, lambda: a.vm.out(command), 3.0 * RESET_S)))
+        back_s = time.monotonic() - start
+        a.until(*OPEN, timeout_s=4 * PATIENCE_S)
+        seen = BootReason(int(a.get("BootReason")))
+        recover(a)
+        charging(a)
+        to_isolated(a)
+        told = f"open after {opened[0]:.0f} s, up again after {back_s:.0f} s, {seen.name}, charges"
+        return Row(f"PID 1 {what} under charge: open, and up again", seen is reason, told)
+
+    check.__name__ = f"PID 1 {what}"
+    return check
+
+
+crashed = _pid1("crashes", "kill -SEGV 1", BootReason.POWER)
+"""The service manager restarts the machine ten seconds later."""
+frozen = _pid1("is frozen", "echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze", BootReason.WATCHDOG)
+"""Only the hardware can help, and only when the guard stops petting it."""
 
 
 def trouble(disk: Path, work: Path) -> Iterator[Row]:
@@ -119,7 +128,7 @@ def trouble(disk: Path, work: Path) -> Iterator[Row]:
     image = stick(made.made("good"))
     checks: Sequence[Callable[[Booted], Row]] = (
         isolated, commissioned, _stick_under_charge(image), _disk("full", full), _disk("read-only", read_only),
-        clock_jump, pid1_frozen,
+        clock_jump, crashed, frozen,
     )  # fmt: skip
     with settled(disk, work, LENIENT) as a:
         yield from rows(a, checks, recover)
