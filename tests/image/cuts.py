@@ -64,6 +64,7 @@ def under_install(dice: random.Random, image: Path, a: Booted) -> Row:
     if a.state() is not State.ISOLATED:
         recover(a)
     service(a)
+    awaited(lambda: result(a) is not None, PATIENCE_S, "the agent")
     before, slot, share = found(a), a.get("UpdSlot"), dice.randrange(90)
 
     def far_enough() -> bool:
