@@ -179,23 +179,21 @@ def test_the_supply_of_an_ads1115_bounds_what_its_largest_range_can_show(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("said", "tick_ms"), [("", 2.5), ("guard_tick_ms = 2.5\n", 2.5), ("guard_tick_ms = 25\n", 25.0)]
+    ("said", "tick_ms", "loops_ms"),
+    [
+        ("", 2.5, 20),
+        ("guard_tick_ms = 2.5\nloops_ms = 20\n", 2.5, 20),
+        ("guard_tick_ms = 25\n", 25.0, 20),
+        ("loops_ms = 500\n", 2.5, 500),
+    ],
 )
-def test_the_guard_ticks_every_2_5_ms_unless_the_board_says_otherwise(
-    tmp_path: Path, said: str, tick_ms: float
+def test_the_guard_ticks_every_2_5_ms_and_the_loops_are_sampled_every_20_unless_the_board_says_otherwise(
+    tmp_path: Path, said: str, tick_ms: float, loops_ms: int
 ) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(PIPLC.replace("[chips.pi]", f"{said}[chips.pi]", 1))
-    assert load(str(path)).guard_tick_ms == tick_ms
-
-
-@pytest.mark.parametrize(("said", "loops_ms"), [("", 20), ("loops_ms = 20\n", 20), ("loops_ms = 500\n", 500)])
-def test_the_loops_are_sampled_every_20_ms_unless_the_board_says_otherwise(
-    tmp_path: Path, said: str, loops_ms: int
-) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text(PIPLC.replace("[chips.pi]", f"{said}[chips.pi]", 1))
-    assert load(str(path)).loops_ms == loops_ms
+    board = load(str(path))
+    assert (board.guard_tick_ms, board.loops_ms) == (tick_ms, loops_ms)
 
 
 def test_an_unknown_board_is_answered_with_those_that_exist() -> None:
