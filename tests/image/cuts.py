@@ -54,9 +54,10 @@ def under_charge(dice: random.Random, a: Booted) -> Row:
     on_again(a)
     after, state = found(a), a.state()
     recover(a)
-    ok = after[0] == before[0] and after[2] == before[2] + 1 and a.get("ContactorCycles") >= cycles
+    whole = not after[1] and after[2] == before[2] + 1
+    ok = whole and after[0] == before[0] and a.get("ContactorCycles") >= cycles
     seen = f"open after {opened_s * 1000:.0f} ms, {state.name if state else 'silent'}, boots {after[2]}, "
-    return Row("power cut under charge", ok, f"{seen}journal files to repair {after[1]}")
+    return Row("power cut under charge", ok, f"{seen}broken journal files {after[1]}")
 
 
 def under_install(dice: random.Random, image: Path, a: Booted) -> Row:

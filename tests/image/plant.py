@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 MEMORY = Path("/dev/shm")
-"""A disk that is written back holds up who writes into a mapped file."""
+"""Not on a disk: the rack must not wait for it."""
 
 
 class Rack(NamedTuple):
