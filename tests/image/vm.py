@@ -224,6 +224,7 @@ class Vm:
         finally:
             with contextlib.suppress(VmError, OSError):  # a machine that is off holds nothing
                 self.qmp("device_del", id=name)
+                self.qmp("blockdev-del", **{"node-name": name})  # it would keep the file's lock
 
     # The agent
 
