@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gpiozero import InputDevice, OutputDevice
-from gpiozero.pins import BoardInfo, HeaderInfo, PinInfo
-
 if TYPE_CHECKING:
     from drivers.board_file import BoardFile
 
@@ -46,19 +43,6 @@ OUTPUTS: tuple[Line, ...] = (
 LINES: dict[str, Line] = {line.name: line for line in (*INPUTS, *OUTPUTS)}
 """Level 1 is the healthy, closed circuit of kill_switch, tamper, interlock_n and insulation, the pressed reset_button,
 the closed contactor of fb_*, the key switch local_remote at REMOTE, and the energised output."""
-
-
-def _pin_info(line: Line) -> Any:
-    return PinInfo(line.number, line.name, frozenset({line.name}), "", line.number, 1, frozenset({"gpio"}))
-
-
-PINS: dict[int, Any] = {line.number: _pin_info(line) for line in LINES.values()}
-
-
-def board_info(model: str, header: str) -> Any:
-    """gpiozero's description of a board with the lines of the table."""
-    headers = {header: HeaderInfo(header, 32, 1, PINS)}
-    return BoardInfo("1", model, "1", "", "", "OpenBESS", 0, "", 0, 0, 0, 0, False, False, 0, 0, headers, "")
 
 
 class BoardError(OSError):
@@ -124,11 +108,13 @@ def open_board(role: Role, directory: Path, timeout_s: float = 10.0, board: str 
 
 def _bench(role: Role, directory: Path, timeout_s: float) -> Board:
     from drivers.bench.pins import BenchFactory  # not loaded where there is hardware
+    from drivers.devices import devices
 
     factory = BenchFactory(role, directory, timeout_s)
+    inputs, outputs = devices(factory, INPUTS, role)
     return Board(
-        inputs={i.name: _input(i, factory) for i in INPUTS},
-        outputs={o.name: OutputDevice(o.name, pin_factory=factory) for o in OUTPUTS if o.role == role},
+        inputs=inputs,
+        outputs=outputs,
         loops=factory.loops,
         edges=factory.edges,
         edge_fd=factory.edge_fd,
@@ -138,13 +124,13 @@ def _bench(role: Role, directory: Path, timeout_s: float) -> Board:
 
 
 def _hardware(role: Role, directory: Path, file: BoardFile) -> Board:
+    from drivers.devices import devices
     from drivers.loops import LoopsReader
     from drivers.pins import LineFactory  # not loaded on the bench
 
     factory = LineFactory(role, file)
     try:
-        outputs = {o.name: OutputDevice(o.name, pin_factory=factory) for o in OUTPUTS if o.role == role}
-        inputs = {i.name: _input(i, factory) for i in INPUTS if i.edges or role != "guard"}
+        inputs, outputs = devices(factory, [i for i in INPUTS if i.edges or role != "guard"], role)
     except BaseException:
         factory.close()
         raise
@@ -157,7 +143,3 @@ def _hardware(role: Role, directory: Path, file: BoardFile) -> Board:
         is_bench=False,
         close_terminals=factory.close,
     )
-
-
-def _input(line: Line, factory: Any) -> Any:
-    return InputDevice(line.name, pull_up=None, active_state=True, pin_factory=factory)

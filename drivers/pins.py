@@ -29,8 +29,9 @@ from gpiozero.pins import Factory, Pin
 from periphery.gpio_cdev2 import Cdev2GPIO
 
 from . import gpiochip
-from .board import LINES, PINS, BoardError, Edge, Line, Role, board_info, do_all
+from .board import LINES, BoardError, Edge, Line, Role, do_all
 from .board_file import BoardFile, LineSpec
+from .devices import PINS, board_info
 
 Changed = Callable[[int, int], None]
 

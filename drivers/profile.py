@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 _NAN = float("nan")
 MAX_REGISTERS = 125
@@ -62,16 +63,20 @@ class ProfileError(ValueError):
     """A profile cannot be used; the message names file, entry, value and what is allowed."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+_Register = Annotated[int, Meta(ge=0, le=0xFFFF)]
+_Positive = Annotated[float, Meta(gt=0.0)]
 
 
-class ProfilePoint(_Table):
+class _Table(Struct, frozen=True):
+    """A table of the file; `_table` reads it."""
+
+
+class ProfilePoint(_Table, frozen=True, kw_only=True):
     """One value. `raw16` and `raw32` are bit fields and counters: they have no "not measured" value."""
 
-    address: int = Field(ge=0, le=0xFFFF)
+    address: _Register
     type: Type
-    scale: float = Field(default=1.0, gt=0.0)
+    scale: _Positive = 1.0
     offset: float = 0.0
     sign: Literal[1, -1] = 1  # -1: the device counts charge as +
     word_order: WordOrder | None = None  # None: the profile's
@@ -89,16 +94,16 @@ class ProfilePoint(_Table):
         return self.address + self.count
 
 
-class ProfileArray(_Table):
+class ProfileArray(_Table, frozen=True, kw_only=True):
     """One value a cell in cell order; `bits` packs 16 cells a register, the first in bit 0."""
 
-    address: int = Field(ge=0, le=0xFFFF)
+    address: _Register
     type: Literal["uint16", "int16", "bits"]
-    scale: float = Field(default=1.0, gt=0.0)
+    scale: _Positive = 1.0
     offset: float = 0.0
     unit: str = ""
     sentinels: list[int] = []  # raw values that mean "not measured", besides the type's own
-    max_cells: int = Field(gt=0, le=0xFFFF)
+    max_cells: Annotated[int, Meta(ge=1, le=0xFFFF)]
 
     def registers(self, cells: int) -> int:
         """Registers that `cells` cells take. Raises ProfileError when they do not fit the map."""
@@ -135,41 +140,37 @@ class ProfileArray(_Table):
         return bytes(whole.astype(">u2" if code.low == 0 else ">i2").tobytes())
 
 
-class Identity(_Table):
+class Identity(_Table, frozen=True, kw_only=True):
     """Who must answer: FC43/14 objects 0 and 1, or a register with a known value for devices without FC43."""
 
     vendor: str | None = None
     product: str | None = None
-    address: int | None = Field(default=None, ge=0, le=0xFFFF)
-    value: int | None = Field(default=None, ge=0, le=0xFFFF)
+    address: _Register | None = None
+    value: _Register | None = None
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Identity:
+    def __post_init__(self) -> None:
         by_objects = self.vendor is not None and self.product is not None
         by_register = self.address is not None and self.value is not None
         if by_objects == by_register:
             raise ValueError("give either vendor and product, or address and value")
-        return self
 
 
-class Line(_Table):
+class Line(_Table, frozen=True, kw_only=True):
     """How frames travel. With "rtu" the host in site.conf is a gateway, or a serial line such as /dev/ttyS0."""
 
     framing: Literal["tcp", "rtu"] = "tcp"
-    baud: int = Field(default=9600, ge=1200, le=1_000_000)  # of a serial line
+    baud: Annotated[int, Meta(ge=1200, le=1_000_000)] = 9600  # of a serial line
     parity: Literal["none", "even", "odd"] = "even"
-    transactions: int = Field(default=1, ge=1, le=16)  # requests that the device takes in before it answers the first
+    transactions: Annotated[int, Meta(ge=1, le=16)] = 1  # requests that the device takes in before it answers the first
 
-    @model_validator(mode="after")
-    def _known_by_number(self) -> Line:
+    def __post_init__(self) -> None:
         if self.framing == "rtu" and self.transactions > 1:
             raise ValueError(
                 f'transactions = {self.transactions}: with framing = "rtu" leave it out, answers have none'
             )
-        return self
 
 
-class Heartbeats(_Table):
+class Heartbeats(_Table, frozen=True, kw_only=True):
     """Names of the points that beat; each may be left out."""
 
     read: str | None = None  # the device's, we watch it
@@ -200,23 +201,22 @@ class Block:
         return tuple(decoder.name for decoder in self.decoders)
 
 
-class Profile(_Table):
+class Profile(_Table, frozen=True, kw_only=True):
     """A device's map. Made by `load`."""
 
     kind: Literal["bms", "pcs"]
     description: str
-    first_unit: int = Field(default=1, ge=1, le=247)  # BMS: string n is unit first_unit + n
+    first_unit: Annotated[int, Meta(ge=1, le=247)] = 1  # BMS: string n is unit first_unit + n
     read_function: Literal[3, 4] = 3
     word_order: WordOrder = "high_first"
-    max_gap: int = Field(default=0, ge=0, le=MAX_REGISTERS)  # unused registers that a read may bridge
+    max_gap: Annotated[int, Meta(ge=0, le=MAX_REGISTERS)] = 0  # unused registers that a read may bridge
     identity: Identity
     line: Line = Line()
     heartbeats: Heartbeats = Heartbeats()
     points: Mapping[str, ProfilePoint]
     arrays: Mapping[str, ProfileArray] = {}
 
-    @model_validator(mode="after")
-    def _complete(self) -> Profile:
+    def __post_init__(self) -> None:
         points, arrays = REQUIRED[self.kind]
         missing = sorted((points - self.points.keys()) | (arrays - self.arrays.keys()))
         if missing:
@@ -228,7 +228,6 @@ class Profile(_Table):
         for (name, point), (next_name, next_point) in pairwise(ordered):
             if point.end > next_point.address:
                 raise ValueError(f"points {name} and {next_name} share register {next_point.address:#06x}")
-        return self
 
     def unit(self, string: int) -> int:
         """Unit id of string `string`, 0 based."""
@@ -292,20 +291,53 @@ def load(name_or_path: str | Path) -> Profile:
     if path.suffix != ".toml":
         path = Path(__file__).parent / "profiles" / f"{name_or_path}.toml"
     try:
-        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.stem for p in (Path(__file__).parent / "profiles").glob("*.toml")))
         raise ProfileError(f"profile {path} does not exist; give a path ending in .toml or one of: {known}") from error
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {path}: {error}") from error
-    except ValidationError as error:
-        raise ProfileError("\n".join(_refusals(path, error))) from error
+    errors: list[str] = []
+    profile = _table(Profile, table, "", errors)
+    if profile is None:
+        raise ProfileError("\n".join(f"profile {path}: {error}" for error in errors))
+    return profile
 
 
-def _refusals(path: Path, error: ValidationError) -> list[str]:
-    lines = []
-    for found in error.errors():
-        entry = ".".join(str(part) for part in found["loc"])
-        seen = f" = {found['input']!r}" if entry else ""
-        lines.append(": ".join(part for part in (f"profile {path}", entry + seen, found["msg"]) if part))
-    return lines
+T = TypeVar("T", bound=_Table)
+
+
+def _table(kind: type[T], table: object, at: str, errors: list[str]) -> T | None:
+    """A table with its tables; None when something is wrong in it, which `errors` then tell."""
+    if not isinstance(table, dict):
+        errors.append(f"{at} = {table!r}: a table is expected")
+        return None
+    known, before, taken = {entry.name: entry for entry in msgspec.structs.fields(kind)}, len(errors), dict[str, Any]()
+    prefix = f"{at}." if at else ""
+    for name, value in table.items():
+        if name in known:
+            taken[name] = _value(known[name].type, value, prefix + name, errors)
+        else:
+            errors.append(f"{prefix}{name} = {value!r}: unknown; allowed are {', '.join(known)}")
+    missing = [name for name, entry in known.items() if entry.required and name not in table]
+    errors += [f"{prefix}{name} is missing" for name in missing]
+    if len(errors) > before:
+        return None
+    try:
+        return kind(**taken)
+    except ValueError as error:
+        errors.append(f"{at}: {error}" if at else str(error))
+        return None
+
+
+def _value(kind: Any, value: object, at: str, errors: list[str]) -> Any:
+    if isinstance(kind, type) and issubclass(kind, _Table):
+        return _table(kind, value, at, errors)
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        return {name: _value(get_args(kind)[1], entry, f"{at}.{name}", errors) for name, entry in value.items()}
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        choice = get_args(kind) if get_origin(kind) is Literal else ()
+        errors.append(f"{at} = {value!r}: {error}{'; allowed are ' if choice else ''}{', '.join(map(str, choice))}")
+        return None

@@ -40,7 +40,7 @@ from statemachine.signals import InterlockBit, StatusBit, Why
 from statemachine.states import State
 
 from . import words
-from .config import FILES, Loaded
+from .config import FILES, Loaded, plain
 from .image import Status
 from .models.commissioning import CommState
 from .store import write_whole
@@ -72,9 +72,9 @@ class RecordError(ValueError):
 
 def configuration(loaded: Loaded, board: str | None = None) -> Configuration:
     """What a record is made for. `board` as for drivers.board.open_board."""
-    site = loaded.site.model_dump(mode="json")
+    site = plain(loaded.site)
     return {
-        "limits.conf": loaded.limits.model_dump(mode="json"),
+        "limits.conf": plain(loaded.limits),
         "site.conf": {name: site[name] for name in _SITE},
         "board": _board(board or os.environ.get("EMS_BOARD") or "bench"),
     }
@@ -110,7 +110,7 @@ def changes(recorded: Configuration, now: Configuration) -> Iterator[str]:
 def _default(section: str, name: str) -> Any:
     """As `configuration` would give it; None where there is none."""
     conf = FILES.get(section)
-    return conf().model_dump(mode="json").get(name) if conf else None
+    return plain(conf()).get(name) if conf else None
 
 
 def _said(value: object) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
 from importlib.resources import files
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+import msgspec
+from msgspec import Meta
 
 from statemachine.settings import CellProfile, Settings
 from statemachine.signals import LossPolicy
@@ -39,42 +40,37 @@ class ConfigError(Exception):
 
 
 def _number(default: float, low: float, high: float, unit: str, doc: str) -> Any:
-    extra: dict[str, Any] = {"unit": unit}
-    return Field(float(default), ge=low, le=high, allow_inf_nan=False, description=doc, json_schema_extra=extra)
+    return _text(float(default), f"{low:g} to {high:g} {unit}".rstrip(), doc, Meta(ge=low, le=high))
 
 
 def _whole(default: int, low: int, high: int, unit: str, doc: str) -> Any:
-    return Field(default, ge=low, le=high, description=doc, json_schema_extra={"unit": unit})
+    return _text(default, f"{low} to {high} {unit}".rstrip(), doc, Meta(ge=low, le=high))
 
 
-def _text(default: Any, allowed: str, doc: str, pattern: str | None = None) -> Any:
-    return Field(default, pattern=pattern, description=doc, json_schema_extra={"allowed": allowed})
+def _text(default: Any, allowed: str, doc: str, limits: Meta | None = None) -> Any:
+    return field(default=default, metadata={"allowed": allowed, "doc": doc, "limits": limits or Meta()})
 
 
-def _split(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return [] if value == "none" else [part.strip() for part in value.split(",")]
+class Networks(tuple[IPv4Network | IPv6Network, ...]):
+    """At most 16 addresses and networks."""
 
 
 _CHANNELS = "numbers 1 to 8 separated by commas, or none"
-Channels = Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], BeforeValidator(_split)]
-Zones = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=8, max_length=8), BeforeValidator(_split)
-]
-Servers = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]+$")], ...], Field(max_length=4), BeforeValidator(_split)
-]
-_HOST, _NAME = r"^[A-Za-z0-9_.:\-]+$", r"^[a-z0-9_]+$"
-_PEER = r"^([A-Za-z0-9_.:\-]+|/dev/[A-Za-z0-9_.\-/]+)$"
+_Channel = Annotated[int, Meta(ge=1, le=8)]
+Channels = tuple[_Channel, ...]
+Zones = tuple[_Channel, _Channel, _Channel, _Channel, _Channel, _Channel, _Channel, _Channel]
+Servers = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\-]+$")], ...]
+_HOST, _NAME = Meta(pattern=r"^[A-Za-z0-9_.:\-]+$"), Meta(pattern=r"^[a-z0-9_]+$")
+_PEER = Meta(pattern=r"^([A-Za-z0-9_.:\-]+|/dev/[A-Za-z0-9_.\-/]+)$")
 _ALL = tuple(range(1, 9))
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], Field(max_length=16), BeforeValidator(_split)]
 
 
-class _Conf(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@dataclass(frozen=True)
+class _Conf:
+    """A file's values; made by `values_of`, which checks them."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Limits(_Conf):
     """limits.conf: the soft guardrails of the charge cycle. The hard-wired chain is not configured here."""
 
@@ -152,6 +148,7 @@ class Limits(_Conf):
     contactor_life: int = _whole(100_000, 100, 10_000_000, "", "contactor operations until replacement is due")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Balance(_Conf):
     """balance.conf: the end of the charge, when single cells are brought together."""
 
@@ -161,6 +158,7 @@ class Balance(_Conf):
     balance_time_limit: float = _number(7200, 60, 86400, "s", "balancing ends after this time whatever the spread")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Site(_Conf):
     """site.conf: what is connected, and how."""
 
@@ -217,20 +215,26 @@ class Site(_Conf):
         (),
         "at most 4 host names or addresses separated by commas, or none",
         "time servers that the clock is checked by",
+        Meta(max_length=4),
     )
     update_url: str = _text(
         "none",
         "https://host/path.raucb, or none",
         "update bundle of the site server; it is asked when SERVICE is entered",
-        r"^(none|https://[!-~]+)$",
+        Meta(pattern=r"^(none|https://[!-~]+)$"),
     )
     update_hosts: Servers = _text(
-        (), "at most 4 host names or addresses separated by commas, or none", "hosts that update_url may name"
+        (),
+        "at most 4 host names or addresses separated by commas, or none",
+        "hosts that update_url may name",
+        Meta(max_length=4),
     )
     max_clock_offset: float = _number(100, 1, 60000, "ms", "the clock is trusted when it is this near to a server")
     scan_period_ms: int = _whole(10, 5, 50, "ms", "period of the scan; takes effect when the controller starts")
     rt_core: int = _whole(-1, -1, 255, "", "processor core of the scan; -1 is the last one")
-    log_directory: str = _text("/var/log/ems", "an absolute path", "where battery.log and cycle.csv are", r"^/")
+    log_directory: str = _text(
+        "/var/log/ems", "an absolute path", "where battery.log and cycle.csv are", Meta(pattern="^/")
+    )
 
     @property
     def cells_in_series(self) -> int:
@@ -274,6 +278,49 @@ def config_directory() -> Path:
     return Path(os.environ.get("EMS_CONFIG_DIR", "/etc/ems"))
 
 
+def _entries(kind: type[_Conf]) -> dict[str, Field[Any]]:
+    return {entry.name: entry for entry in fields(kind)}
+
+
+def _networks(kind: type, parts: list[str]) -> object:
+    """msgspec's hook for the one type that it does not know. Raises ValueError."""
+    if len(parts) > 16:
+        raise ValueError(f"{len(parts)} networks, allowed up to 16")
+    return kind(map(ip_network, parts))
+
+
+_YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+
+
+def _spelled(text: str, like: object) -> Any:
+    """A value as msgspec has it. Raises ValueError."""
+    if isinstance(like, tuple):
+        return [] if text == "none" else [part.strip() for part in text.split(",")]
+    if isinstance(like, bool):
+        return _YES_NO.get(text.lower(), text)
+    return float(text) if isinstance(like, float) else text
+
+
+def values_of(kind: type[C], values: Mapping[str, str]) -> tuple[C, list[str]]:
+    """What is right of a file's values, the rest having its default; the names of what is wrong or unknown."""
+    entries, hints = _entries(kind), get_type_hints(kind, include_extras=True)
+    taken, wrong = dict[str, Any](), list[str]()
+    for name, text in values.items():
+        try:
+            allowed: Any = Annotated[hints[name], entries[name].metadata["limits"]]
+            value = _spelled(text, entries[name].default)
+            taken[name] = msgspec.convert(value, allowed, strict=False, dec_hook=_networks)
+        except (KeyError, ValueError):
+            wrong.append(name)
+    return kind(**taken), wrong
+
+
+def plain(conf: _Conf) -> dict[str, Any]:
+    """As JSON has it."""
+    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(conf, enc_hook=str))
+    return made
+
+
 def load(directory: Path, revision: int = 1) -> Loaded:
     """All three files. Raises ConfigError with every error of every file."""
     errors: list[str] = []
@@ -310,7 +357,7 @@ def load_cell_profile(name: str) -> CellProfile:
 
 def prepare(directory: Path, overrides: Mapping[str, object]) -> None:
     """Writes the three default files with some values replaced. Raises ConfigError on a name that is in none."""
-    known = {name for conf in FILES.values() for name in conf.model_fields}
+    known = {name for conf in FILES.values() for name in _entries(conf)}
     if unknown := sorted(overrides.keys() - known):
         raise ConfigError(f"no such configuration name: {', '.join(unknown)}")
     directory.mkdir(parents=True, exist_ok=True)
@@ -334,9 +381,10 @@ def default_text(file: str, overrides: Mapping[str, object] | None = None) -> st
     """The default content of one of `FILES`, explained, with `overrides` in place of the defaults they name."""
     conf = FILES[file]
     blocks = [_comment(conf.__doc__ or "")]
-    for name, field in conf.model_fields.items():
-        value = (overrides or {}).get(name, field.default)
-        blocks.append(f"{_comment(f'{field.description} (allowed: {_allowed(field)})')}{name} = {_written(value)}\n")
+    for entry in fields(conf):
+        value = (overrides or {}).get(entry.name, entry.default)
+        meaning = _comment(f"{entry.metadata['doc']} (allowed: {entry.metadata['allowed']})")
+        blocks.append(f"{meaning}{entry.name} = {_written(value)}\n")
     return "\n".join(blocks)
 
 
@@ -357,26 +405,14 @@ def configuration_markdown() -> str:
     for file, conf in FILES.items():
         text += [f"\n## {file}\n", (conf.__doc__ or "").split(": ", 1)[1] + "\n"]
         text += ["| name | default | allowed | meaning |", "|---|---|---|---|"]
-        for name, field in conf.model_fields.items():
-            text.append(f"| `{name}` | {_written(field.default)} | {_allowed(field)} | {field.description} |")
+        for entry in fields(conf):
+            about = entry.metadata
+            text.append(f"| `{entry.name}` | {_written(entry.default)} | {about['allowed']} | {about['doc']} |")
     return "\n".join(text) + "\n"
 
 
 def _comment(text: str) -> str:
     return f"# {text}\n"
-
-
-def _extra(field: FieldInfo, key: str) -> str:
-    extra = field.json_schema_extra
-    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
-
-
-def _allowed(field: FieldInfo) -> str:
-    if text := _extra(field, "allowed"):
-        return text
-    low = next(m.ge for m in field.metadata if hasattr(m, "ge"))
-    high = next(m.le for m in field.metadata if hasattr(m, "le"))
-    return f"{low:g} to {high:g} {_extra(field, 'unit')}".rstrip()
 
 
 def _written(value: object) -> str:
@@ -482,23 +518,20 @@ def _rewrite(path: Path, schema: int) -> None:
 
 def _read(directory: Path, file: str, kind: type[C], errors: list[str]) -> _Read[C] | None:
     lines = _current(directory / file)
-    try:
-        conf = kind.model_validate(lines.values)
-    except ValidationError as error:
-        names = dict.fromkeys(str(e["loc"][0]) for e in error.errors())
-        lines.errors.extend((lines.numbers.get(name, 0), _refused(lines, kind, name)) for name in names)
+    conf, wrong = values_of(kind, lines.values)
+    lines.errors.extend((lines.numbers.get(name, 0), _refused(lines, kind, name)) for name in wrong)
     errors += [text for _, text in sorted(lines.errors)]
     return None if lines.errors else _Read(conf, lines)
 
 
 def _refused(lines: _Lines, kind: type[_Conf], name: str) -> str:
-    field = kind.model_fields.get(name)
-    what = f"allowed {_allowed(field)}" if field else f"unknown name; {_elsewhere(name)}"
+    known = _entries(kind).get(name)
+    what = f"allowed {known.metadata['allowed']}" if known else f"unknown name; {_elsewhere(name)}"
     return f"{lines.path}:{lines.numbers.get(name, 0)}: {name} = {lines.values[name]}: {what}; {AGAIN}"
 
 
 def _elsewhere(name: str) -> str:
-    file = next((file for file, conf in FILES.items() if name in conf.model_fields), None)
+    file = next((file for file, conf in FILES.items() if name in _entries(conf)), None)
     return f"it belongs into {file}" if file else "allowed names are in docs/configuration.md"
 
 
@@ -550,7 +583,7 @@ def _bits(channels: tuple[int, ...]) -> int:
 
 
 def _settings(limits: Limits, balance: Balance, site: Site, cell: CellProfile, revision: int) -> Settings:
-    values = limits.model_dump() | balance.model_dump()
+    values = asdict(limits) | asdict(balance)
     values["interlocks_required"] = _bits(limits.interlocks_required)
     values["loops_used"] = _bits(limits.loops_used)
     return Settings(

@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .config import ConfigError, Site, config_directory, load_site
+from .config import ConfigError, Site, config_directory, load_site, values_of
 from .store import write_whole
 
 TABLE = "inet ems"
@@ -99,7 +99,8 @@ def readable(path: Path) -> Site | None:
     try:
         lines = (line.partition("#")[0].partition("=") for line in path.read_text("utf-8").splitlines())
         found = {name.strip(): value.strip() for name, _, value in lines if name.strip() in _WANTED}
-        return Site.model_validate({**found, "bms_host": "/dev/null", "pcs_host": "/dev/null"})
+        site, wrong = values_of(Site, {**found, "bms_host": "/dev/null", "pcs_host": "/dev/null"})
+        return None if wrong else site
     except (OSError, ValueError):
         return None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from modbus_peers import Answer, Bank, liar, served
+from msgspec.structs import replace
 from waiting import wait_until
 
 from drivers.modbus.adu import AduReader, frame
@@ -251,9 +252,7 @@ def test_the_worst_string_counts() -> None:
 
 
 def test_cells_of_another_scale_are_published_in_mv() -> None:
-    other = BMS.model_copy(
-        update={"arrays": {**BMS.arrays, "cell_v": BMS.arrays["cell_v"].model_copy(update={"scale": 0.0001})}}
-    )
+    other = replace(BMS, arrays={**BMS.arrays, "cell_v": replace(BMS.arrays["cell_v"], scale=0.0001)})
     volts, temperatures = even()
     polls = [p._replace(cell_v=other.arrays["cell_v"].encode(volts[0])) for p in string_polls(volts, temperatures)]
     assert wire_cells(polls, other)[:4].hex() == struct.pack(">HH", 3650, 3650).hex()
@@ -463,7 +462,7 @@ def test_a_profile_without_heartbeats_neither_watches_nor_writes_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aggregator, "FROZEN_S", 0.4)
-    plain = BMS.model_copy(update={"heartbeats": Heartbeats()})
+    plain = replace(BMS, heartbeats=Heartbeats())
     bms, pcs = rack(1, 30), converter()
     with (
         served(bms) as bms_server,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -94,8 +94,8 @@ def test_json_with_a_missing_or_unknown_field_is_refused(etc: Path) -> None:
         settings_from_json(data.replace(b"{", b'{"extra":1,', 1))
 
 
-def test_the_scan_process_does_not_import_pydantic_for_the_settings() -> None:
-    code = "import sys, firmware.settings_codec; sys.exit('pydantic' in sys.modules)"
+def test_the_scan_process_does_not_import_msgspec_for_the_settings() -> None:
+    code = "import sys, firmware.settings_codec; sys.exit('msgspec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -203,7 +203,7 @@ def test_a_bench_configuration_is_the_default_with_some_values_replaced(tmp_path
 def test_every_name_is_in_the_document() -> None:
     text = configuration_markdown()
     for conf in FILES.values():
-        assert all(f"| `{name}` |" in text for name in conf.model_fields)
+        assert all(f"| `{name}` |" in text for name in (entry.name for entry in fields(conf)))
 
 
 # the schema

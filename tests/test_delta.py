@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from math import inf, isnan, nan
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_a_pcs_sample_too_far_away_is_not_compared() -> None:
 @pytest.mark.parametrize("phase_ms", [0.0, 1.0, 33.0, 50.0, 77.0, 99.0])
 def test_at_the_slowest_polls_that_are_allowed_the_offset_is_found_in_time(phase_ms: float) -> None:
     """With a PCS poll of 200 ms, once allowed, no sample was near enough to another one and no rack could charge."""
-    slowest = {name: Site.model_fields[name].metadata[1].le for name in ("bms_poll_ms", "pcs_poll_ms")}
+    slowest = {e.name: e.metadata["limits"].le for e in fields(Site) if e.name in ("bms_poll_ms", "pcs_poll_ms")}
     d, s, at_ms, bms_poll, pcs_poll = Delta(), settings(), 0.0, 1, 1
     while at_ms < delta.CALIBRATION_TIME_MS:
         bms_poll, pcs_poll = (1 + int((at_ms + phase_ms) // slowest[name]) for name in ("bms_poll_ms", "pcs_poll_ms"))

@@ -21,7 +21,9 @@ NFT = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def site(**values: object) -> Site:
-    return Site.model_validate(values)
+    made, wrong = config.values_of(Site, {name: str(value) for name, value in values.items()})
+    assert not wrong
+    return made
 
 
 def elements(text: str, name: str) -> set[str]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modbus_peers import Answer, Bank, liar, served
+from msgspec.structs import replace
 from pymodbus.framer.rtu import FramerRTU
 from test_aggregator import BMS, Beating, Plant, converter, rack
 from waiting import wait_until
@@ -211,7 +212,7 @@ def test_a_serial_line_that_is_not_there_is_named() -> None:
 
 def test_a_rack_behind_a_gateway_that_damages_answers_is_polled_and_the_damage_counted(tmp_path: Path) -> None:
     bms, pcs, made = rack(1, 30), converter(), 0
-    profile = BMS.model_copy(update={"line": Line(framing="rtu")})
+    profile = replace(BMS, line=Line(framing="rtu"))
 
     def damage(answer: bytes) -> bytes:
         nonlocal made

@@ -16,7 +16,8 @@ from typing import Any
 from gpiozero.exc import PinInvalidFunction, PinSetInput
 from gpiozero.pins import Factory, Pin
 
-from drivers.board import LINES, PINS, BoardError, Edge, Line, Role, board_info
+from drivers.board import LINES, BoardError, Edge, Line, Role
+from drivers.devices import PINS, board_info
 
 from .terminals import (
     EDGE,

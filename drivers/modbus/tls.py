@@ -10,9 +10,7 @@ import ssl
 from datetime import datetime
 from pathlib import Path
 
-from cryptography import x509
-
-ROLE = x509.ObjectIdentifier("1.3.6.1.4.1.50316.802.1")
+ROLE = "1.3.6.1.4.1.50316.802.1"
 CERTIFICATE, KEY, ROOTS = "server.crt", "server.key", "ca.crt"
 _SUITES = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES128-CCM8"
 _UTF8_STRING = 0x0C
@@ -45,6 +43,8 @@ def server_context(directory: Path) -> ssl.SSLContext:
 
 def expires(directory: Path) -> datetime:
     """When server.crt ends, UTC. Raises TlsError."""
+    from cryptography import x509  # 5 MB, not loaded where there are no certificates
+
     try:
         return x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
@@ -53,8 +53,11 @@ def expires(directory: Path) -> datetime:
 
 def role(certificate: bytes) -> str:
     """The role in a DER certificate; "" without one, with more than one, or when it is no UTF8String."""
+    from cryptography import x509
+
     try:
-        extension = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_oid(ROLE).value
+        extensions = x509.load_der_x509_certificate(certificate).extensions
+        extension = extensions.get_extension_for_oid(x509.ObjectIdentifier(ROLE)).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         return ""
     data = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""

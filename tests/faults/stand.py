@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from appliance import RUNNER, Appliance, appliance
@@ -41,13 +42,7 @@ _UNLIMITED = ("max_closings_per_hour", "max_precharges", "max_under_load", "cont
 
 def tireless() -> dict[str, object]:
     """Lines of limits.conf that let one rack be switched as often as a suite needs."""
-    found: dict[str, object] = {}
-    for name in _UNLIMITED:
-        field = Limits.model_fields.get(name)
-        for limit in field.metadata if field else ():
-            if (most := getattr(limit, "le", None)) is not None:
-                found[name] = most
-    return found
+    return {entry.name: entry.metadata["limits"].le for entry in fields(Limits) if entry.name in _UNLIMITED}
 
 
 class Stand:

@@ -29,7 +29,7 @@ from . import swap
 from .mutants import MODULE, Mutant
 
 PRELOADED = (
-    "hypothesis", "numpy", "pymodbus.client", "pymodbus.pdu", "pymodbus.server", "transitions", "pydantic", "gpiozero",
+    "hypothesis", "numpy", "pymodbus.client", "pymodbus.pdu", "pymodbus.server", "transitions", "msgspec", "gpiozero",
     "periphery", "ntplib", "asyncio",
 )  # fmt: skip
 OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "--tb=no")
