@@ -96,10 +96,10 @@ class Controller:
         self._feedback = [board.inputs[n] for n in ("fb_neg", "fb_pos", "fb_pre")]
         self._coils = [board.outputs[n] for n in _COILS]
         self._leds = [board.outputs[n] for n in _LEDS]
-        self._wake, self._execution = Histogram(), Histogram()
         self._percentiles = (0, 0, 0, 0)
         self._started_ns = monotonic_ns()
         self.period_ns = (self._settings.scan_period_ms if self._settings else DEFAULT_PERIOD_MS) * 1_000_000
+        self._wake, self._execution = (Histogram(self.period_ns // 1000) for _ in range(2))
         self.scans = self.overruns = self.late_scans = self.late_in_row = 0
         self._last_us = 0
         self.fixed_status_bits = 1 << StatusBit.BENCH if board.is_bench else 0

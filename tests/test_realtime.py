@@ -1,4 +1,4 @@
-"""Signals of the processes that wait with a deadline."""
+"""Signals of the processes that wait with a deadline, and the percentiles of their scans."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from math import ceil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from waiting import wait_until
+
+from firmware.statistics import Histogram
 
 _WAITER = """
 import signal, sys, time
@@ -44,3 +49,17 @@ def test_a_process_that_was_stopped_and_goes_on_takes_that_for_no_signal() -> No
             assert process.wait(5) == signal.SIGTERM
         finally:
             process.kill()
+
+
+@given(st.sampled_from([5_000, 10_000, 50_000]), st.lists(st.integers(0, 50_000), min_size=1), st.floats(0.01, 1.0))
+def test_a_percentile_is_the_upper_edge_of_its_bin_at_every_scan_period(
+    longest_us: int, seen_us: list[int], fraction: float
+) -> None:
+    histogram = Histogram(longest_us)
+    for us in seen_us:
+        histogram.add(us)
+    exact_us = sorted(seen_us)[max(0, ceil(fraction * len(seen_us)) - 1)]
+    (found_us,) = histogram.percentiles(fraction)
+    assert histogram.max_us == max(seen_us)
+    if exact_us < longest_us:
+        assert exact_us <= found_us <= exact_us + longest_us / 1000
