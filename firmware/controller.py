@@ -124,7 +124,7 @@ class Controller:
             self._config_sequence, self._settings = found.sequence, _settings(found.payload, self._exempt)
         lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
-        grid, updater, command = self._grid.refresh(), self._update_agent(), self._command.refresh()
+        grid, updater, command = self._grid.refresh(), self._updater.refresh(), self._command.refresh()
         if self.stopping and command is not None:
             command = command._replace(mode=Mode.OFF)
         return Inputs(
@@ -137,12 +137,6 @@ class Controller:
             clock, self._clock.age_ms(now_ns),
             self._settings, self.late_in_row, self._restarted, grid, updater, self._updater.age_ms(now_ns),
         )  # fmt: skip
-
-    def _update_agent(self) -> Updater | None:
-        """Many racks run without one: the file that is not there costs a look a second, not one a scan."""
-        if self._updater.value is None and self.scans % STATISTICS_EVERY:
-            return None
-        return self._updater.refresh()
 
     def scan(self, periods: int) -> Outputs:
         """One scan, `periods` scan periods after the one before; what nobody waits for comes after the publish."""

@@ -13,10 +13,17 @@ from time import monotonic_ns
 import pytest
 from waiting import wait_until
 
+from drivers import section
 from drivers.section import SectionError, SectionFile, SectionReader
 
 LAYOUT = {"small": 64, "cells": 4800}
 READS = 1_000_000
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader looks for its file as often as it is asked."""
+    monkeypatch.setattr(section, "LOOK_NS", 0)
 
 
 def _hammer(path: Path, stop: Event) -> None:
@@ -58,6 +65,23 @@ def test_a_million_reads_against_a_hammering_writer_are_never_torn(tmp_path: Pat
     assert changed > READS // 100, "the writer must really have written meanwhile"
 
 
+def test_a_file_that_is_not_there_is_looked_for_four_times_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns = 10**12
+    monkeypatch.setattr(section, "monotonic_ns", lambda: now_ns)
+    reader = SectionReader(tmp_path / "x.img", LAYOUT, "small")
+    assert reader.read() is None
+    SectionFile(tmp_path / "x.img", LAYOUT)["small"].publish(b"now")
+    now_ns += 249_999_999
+    assert reader.read() is None
+    now_ns += 1
+    found = reader.read()
+    assert found is not None
+    assert found.payload == b"now"
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_reader_waits_in_peace_for_its_writer(tmp_path: Path) -> None:
     reader = SectionReader(tmp_path / "x.img", LAYOUT, "small")
     assert reader.read() is None
@@ -220,6 +244,7 @@ def test_a_slot_with_another_number_or_too_long_is_not_believed_even_if_its_chec
         assert reader.retries == 4 * reads
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_reader_does_not_believe_a_file_of_another_layout_or_length(tmp_path: Path) -> None:
     path = tmp_path / "x.img"
     reader = SectionReader(path, LAYOUT, "small")
@@ -273,6 +298,7 @@ def test_no_descriptor_is_left_behind_by_a_second_writer_or_after_the_end(tmp_pa
     assert _descriptors() == before - 1, "the mapping keeps its own"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_file_that_may_not_be_read_is_as_one_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

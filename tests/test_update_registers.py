@@ -25,9 +25,10 @@ POINTS = [p for name, p in POINT.items() if name.startswith("Upd")]
 
 @pytest.fixture(params=[1, 4, 16], ids="{} strings".format)
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
+    (tmp_path / "run").mkdir()
+    file = writer("updater", tmp_path / "run")
+    file["update"].publish(UPDATE.pack(*SHOWN))
     with FakeAppliance(tmp_path, strings=request.param) as appliance:
-        file = writer("updater", appliance.run_dir)
-        file["update"].publish(UPDATE.pack(*SHOWN))
         client = Client(appliance.port)
         client.strings, client.file = request.param, file  # type: ignore[attr-defined]
         yield client

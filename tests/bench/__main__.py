@@ -43,8 +43,8 @@ Absolute times are those of the machine; what carries over is the ratio to a yar
   its start; cyclictest runs from then on, and keeps the processor out of deep sleep, for both. It preempts the scan,
   the guard preempts both.
 - Kill-switch: from the bench's edge to the guard's store in the terminal, the contactors open, the state ISOLATED.
-- Write to output: from before the write until the read that shows it, back-to-back reads, random phase to the scan. The
-  aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms.
+- Write to output: from before the write until the read that shows it, back-to-back reads, phases spread evenly over the
+  scan period, in random order. The aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms.
 - Under load: {LIMIT} connections, all but the one that writes in a closed loop of reads, at ordinary priority. The one
   that writes is above ordinary processes, with and without load: it stands for a machine of its own. Wake latencies
   come from the freeze-frames' stamps there, since the registers count from the start on: above the shortest of the last

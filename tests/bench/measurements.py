@@ -224,7 +224,7 @@ def _reactions(a: Appliance, trials: int, loaded: str) -> Iterator[Row]:
             ("CmdRamp written to set-point read at the PCS", lower, setpoint),
         ):
             trip_us = statistics.median([_duration_us(read) for _ in range(100)])
-            measured = spread([_at_random_phase(trial, n, period_us) for n in range(1, trials + 1)])
+            measured = spread([_later(us, trial, n) for n, us in enumerate(_phases(trials, period_us), 1)])
             expected = Spread(period_us / 2 + trip_us, period_us + trip_us, 0)
             against = f"half and whole scan period + round trip of {trip_us:.0f} us"
             if trial is command:
@@ -264,8 +264,15 @@ def reaction(act: Callable[[], None], seen: Callable[[], bool]) -> float:
     return _duration_us(until_seen)
 
 
-def _at_random_phase(trial: Callable[[int], float], number: int, period_us: float) -> float:
-    time.sleep(random.uniform(0.0, 2.0 * period_us) / 1e6)
+def _phases(trials: int, period_us: float) -> list[float]:
+    """Evenly over the period, in random order: of 300 phases drawn freely the median alone is 300 us off."""
+    phases = [(n + random.random()) / trials * period_us for n in range(trials)]
+    random.shuffle(phases)
+    return phases
+
+
+def _later(us: float, trial: Callable[[int], float], number: int) -> float:
+    time.sleep(us / 1e6)
     return trial(number)
 
 

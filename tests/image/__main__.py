@@ -20,10 +20,11 @@ from .trouble import trouble
 from .updates import tamper, updates
 from .vm import VmError, accelerated
 from .wall import wall
+from .wear import wear
 
 MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {
     "smoke": smoke, "disks": disks, "slots": slots, "faults": faults, "updates": updates,
-    "trouble": trouble, "wall": wall, "cuts": cuts, "tamper": tamper,
+    "trouble": trouble, "wear": wear, "wall": wall, "cuts": cuts, "tamper": tamper,
 }  # fmt: skip
 PARTS = tuple(MADE)
 

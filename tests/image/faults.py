@@ -36,6 +36,17 @@ def isolated(a: Booted) -> Row:
     return Row("board found: seven units run, ISOLATED", not missing, ", ".join(missing) or "ISOLATED")
 
 
+def alone(a: Booted) -> Row:
+    """On the scan's core there may be guard and controller, and of the rest only threads of the kernel."""
+    listed = a.vm.out(
+        "awk 'FNR == 1 {name = $2; user = 0} /^VmSize/ {user = 1} "
+        '/^Cpus_allowed_list/ && user && $2 != "0" {print name, $2}\' /proc/[0-9]*/status 2>/dev/null; true'
+    )
+    wanted = [a.vm.out(f"cat /proc/$(systemctl show -p MainPID --value ems-{name})/comm") + " 1" for name in UNITS[:2]]
+    seen = sorted(listed.splitlines())
+    return Row("guard and controller have a core of their own", seen == sorted(wanted), ", ".join(seen))
+
+
 def refused(a: Booted) -> Row:
     """Delivered uncommissioned: nothing closes."""
     try:
@@ -199,7 +210,7 @@ def _signalled(unit: str, signal: str, limit_s: float) -> Callable[[Booted], Row
 
 
 CHECKS: tuple[Callable[[Booted], Row], ...] = (
-    isolated, refused, commissioned, charge_to_80, kill_switch,
+    isolated, alone, refused, commissioned, charge_to_80, kill_switch,
     _unplugged("io3", "the coils' adapter"), _unplugged("io0", "the guard's adapter"),
     _signalled("controller", "SIGKILL", 30.0), _signalled("controller", "SIGSTOP", 30.0),
     _signalled("guard", "SIGKILL", 30.0), _signalled("guard", "SIGSTOP", 30.0),
