@@ -18,7 +18,7 @@ from drivers.board import Board, do_all, open_board
 from drivers.section import SectionReader
 from statemachine.core import Core, started
 from statemachine.settings import Settings
-from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit, Updater
+from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit
 from statemachine.states import CLOSED, State
 from statemachine.wear import Wear
 

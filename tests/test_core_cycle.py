@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from rig import Rig, profile, settings
+from rig import CoarseRig as Rig
+from rig import profile, settings
 
 from statemachine.contactors import Coils
 from statemachine.signals import EventKind, LimitReason, Result, Why
@@ -66,14 +67,15 @@ def test_a_stuck_contactor_fails_precharge() -> None:
     assert "PRECHARGE" in [s.name for s in rig.visited]
 
 
-def test_a_full_charge_from_20_to_80_percent_goes_through_the_states_of_the_manual() -> None:
-    rig = Rig(soc=20.0)
+@pytest.mark.parametrize("dt_ms", [10.0, 50.0])
+def test_a_full_charge_from_20_to_80_percent_goes_through_the_states_of_the_manual(dt_ms: float) -> None:
+    rig = Rig(soc=20.0, dt_ms=dt_ms)
     rig.ready().send(mode=2, c_rate=0.5, target_soc_pct=80.0)
     rig.scan(60_000)
     assert rig.current_a == pytest.approx(-560.0, rel=0.01)
     rig.dt_ms = 2000.0
     rig.until(State.CHARGED, 3 * 3600_000)
-    rig.dt_ms = 10.0
+    rig.dt_ms = dt_ms
     assert 79.9 < rig.soc < 80.2
     rig.scan(10_000)
     assert abs(rig.current_a) < 1.0

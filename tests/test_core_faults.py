@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from rig import ARMED, Rig, settings
+from rig import ARMED, settings
+from rig import CoarseRig as Rig
 
 from statemachine import faults
 from statemachine.contactors import Coils

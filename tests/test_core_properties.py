@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from rig import ARMED, LINES, NONE, Rig
+from rig import ARMED, LINES, NONE
+from rig import CoarseRig as Rig
 
 from statemachine import faults
 from statemachine.contactors import COILS, Coils, Phase

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import CLOCK, LINES, STORE, Rig, settings
+from rig import CLOCK, LINES, STORE, settings
+from rig import CoarseRig as Rig
 
 from statemachine import core, wear
 from statemachine.contactors import Coils
@@ -407,9 +408,9 @@ def test_what_was_saved_latches_again_after_a_power_cycle_and_nothing_closes(fau
 
 def test_the_clock_is_expected_only_where_time_servers_are_configured() -> None:
     unsynchronised = CLOCK._replace(trusted=False, synchronised=False)
-    rig = Rig(clock=unsynchronised).scan(70_000)
+    rig = Rig(clock=unsynchronised, dt_ms=50.0).scan(70_000)
     assert "ERR_CLOCK" not in shown(rig)
-    rig = Rig(clock=unsynchronised, settings=replace(settings(), clock_servers=2)).scan(59_000)
+    rig = Rig(clock=unsynchronised, settings=replace(settings(), clock_servers=2), dt_ms=50.0).scan(59_000)
     assert "ERR_CLOCK" not in shown(rig)
     assert "ERR_CLOCK" in shown(rig.scan(2000))
 
