@@ -68,7 +68,8 @@ TOOLS = {
     "unshare": "util-linux", "dpkg-query": "dpkg", "tar": "tar", "zstd": "zstd",
 }  # fmt: skip
 """Program -> Debian package."""
-EMULATED_TOOLS = {"arch-test": "arch-test"}
+EMULATED_TOOLS = {"arch-test": "arch-test", "nft": "nftables"}
+"""For an architecture whose programs this machine runs in an emulator only; mmdebstrap asks arch-test."""
 GRUB, BINFMT = Path("/usr/lib/grub"), Path("/proc/sys/fs/binfmt_misc")
 
 
@@ -385,7 +386,12 @@ def check_rules(job: Job) -> None:
         "Path('/run/ems-site').mkdir(parents=True); Path('/run/ems-site/site.nft').write_text(rules(Site()))"
     )
     chroot(job, "/usr/bin/python3", "-I", "-B", "-c", script)
-    chroot(job, "nft", "-c", "-f", "/etc/nftables.conf")
+    nft = ("nft", "-c", "-f", "/etc/nftables.conf")
+    if job.arch.foreign:  # the emulator has no netlink for nft: the host's, with the tree's files
+        binds = 'cd "$0"; mount --bind etc /etc; mount --bind run /run; exec "$@"'
+        run(job, "unshare", "--mount", "--net", "sh", "-ec", binds, job.paths.tree, *nft)
+    else:
+        chroot(job, *nft)
     shutil.rmtree(job.paths.tree / "run/ems-site")
 
 
