@@ -99,7 +99,7 @@ def arch_of(name: str) -> Arch:
     """Raises BuildError."""
     if name not in ARCHES:
         allowed = ", ".join(ARCHES)
-        raise BuildError(f"ARCH = {name}: there is no recipe; allowed are {allowed}; amd64 is built without ARCH=")
+        raise BuildError(f"ARCH = {name}: no recipe; allowed are {allowed}: name one, or none for amd64")
     return ARCHES[name]
 
 
