@@ -3,6 +3,7 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ready
+IMAGE   := $(or $(EMS_IMAGE_DIR),build/image$(addprefix -,$(filter-out amd64,$(ARCH))))
 MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -73,21 +74,21 @@ check-docs: $(STAMP)  ## fails when a generated document differs from its table,
 bench: $(STAMP)  ## measures latencies and throughput against yardsticks; prints ratios (WRITE=1: also docs/performance.md)
 	@exec $(BIN)/python -m tests.bench $(if $(WRITE),--write)
 
-image:  ## the flashable disk and its update bundle in build/image (BOARD=name; EMS_CA_DIR, EMS_MIRROR: docs/image.md)
-	@$(PYTHON) image/build.py $(if $(BOARD),--board $(BOARD))
+image:  ## the flashable disk and its update bundle in build/image (ARCH=arm64: build/image-arm64; BOARD=name; more in docs/image.md)
+	@$(PYTHON) image/build.py $(if $(ARCH),--arch $(ARCH)) $(if $(BOARD),--board $(BOARD))
 
 image-reproducible:  ## builds the image's second stage once more and compares every byte
-	@$(PYTHON) image/build.py $(if $(BOARD),--board $(BOARD)) --reproduce
+	@$(PYTHON) image/build.py $(if $(ARCH),--arch $(ARCH)) $(if $(BOARD),--board $(BOARD)) --reproduce
 
-test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smoke faults updates ..."; smoke alone without)
-	@exec $(BIN)/python -m tests.image $(PARTS)
+test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smoke faults updates ...", without: smoke; ARCH)
+	@exec $(BIN)/python -m tests.image --disk $(IMAGE)/disk.img $(PARTS)
 
 test-image-long: $(STAMP)  ## all parts, every 1/64 of a bundle changed, CUTS=50 power cuts of each kind: some hours
-	@EMS_CUTS=$(or $(CUTS),50) exec $(BIN)/python -m tests.image --all
+	@EMS_CUTS=$(or $(CUTS),50) exec $(BIN)/python -m tests.image --disk $(IMAGE)/disk.img --all
 
 flash:  ## the image onto a disk, verified: make flash DISK=/dev/sdX SEED=folder
 	@test -n "$(DISK)" || { echo "flash: name the disk: make flash DISK=/dev/sdX"; exit 1; }
-	@$(PYTHON) image/flash.py $(DISK) $(if $(SEED),--seed $(SEED))
+	@$(PYTHON) image/flash.py $(DISK) --image $(IMAGE)/disk.img $(if $(SEED),--seed $(SEED))
 
 lock: $(STAMP)  ## renews the lock files from pyproject.toml
 	@$(BIN)/python -m pip install --quiet pip-tools

@@ -5,8 +5,11 @@ wheels and this repository over it and makes initrd, squashfs, hash tree, boot s
 same bytes for the same inputs: every number is fixed here, every time is the commit's. The bundle is the exception: its
 signature has a time in it.
 
+The programs of another architecture's tree run in an emulator that the kernel starts for them (binfmt_misc).
+
 Variables: EMS_MIRROR (of the Debian archive; the default is mmdebstrap's), EMS_CA_DIR (ca.pem, signing.pem and
-signing.key; without it a throw-away authority is made in build/image/ca), EMS_IMAGE_DIR (build/image).
+signing.key; without it a throw-away authority is made beside the image), EMS_IMAGE_DIR (build/image for amd64,
+build/image-arm64 for arm64).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +44,7 @@ DATA_TYPE = "6f1b6a1a-4f0e-4d0c-9d55-0d8a5a3e7a10"
 LINUX_TYPE, ESP_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 CMDLINE = (
     "root=/dev/mapper/root rootfstype=squashfs ro panic=5 fsck.mode=skip systemd.gpt_auto=0 apparmor=1 "
-    "security=apparmor loglevel=4 systemd.show_status=error console=tty0 console=ttyS0,115200"
+    "security=apparmor loglevel=4 systemd.show_status=error console=tty0"
 )
 GRUB_MODULES = [
     "part_gpt", "fat", "squash4", "normal", "configfile", "linux", "loadenv", "test", "regexp", "echo", "sleep",
@@ -63,7 +68,9 @@ TOOLS = {
     "unshare": "util-linux", "dpkg-query": "dpkg", "tar": "tar", "zstd": "zstd",
 }  # fmt: skip
 """Program -> Debian package."""
-FILES = {"/usr/lib/grub/x86_64-efi": "grub-efi-amd64-bin"}
+EMULATED_TOOLS = {"arch-test": "arch-test", "nft": "nftables"}
+"""For an architecture whose programs this machine runs in an emulator only; mmdebstrap asks arch-test."""
+GRUB, BINFMT = Path("/usr/lib/grub"), Path("/proc/sys/fs/binfmt_misc")
 
 
 class BuildError(Exception):
@@ -72,12 +79,28 @@ class BuildError(Exception):
 
 class Arch(NamedTuple):
     debian: str
-    machine: str  # of a wheel's platform tag
+    machine: str  # the kernel's name for it, also in a wheel's platform tag
     grub: str
     efi: str
+    serial: str  # the console besides tty0
+
+    @property
+    def foreign(self) -> bool:
+        """This machine runs its programs in an emulator only."""
+        return self.machine != platform.machine()
 
 
-AMD64 = Arch("amd64", "x86_64", "x86_64-efi", "BOOTX64.EFI")
+AMD64 = Arch("amd64", "x86_64", "x86_64-efi", "BOOTX64.EFI", "ttyS0")
+ARM64 = Arch("arm64", "aarch64", "arm64-efi", "BOOTAA64.EFI", "ttyAMA0")
+ARCHES = {arch.debian: arch for arch in (AMD64, ARM64)}
+
+
+def arch_of(name: str) -> Arch:
+    """Raises BuildError."""
+    if name not in ARCHES:
+        allowed = ", ".join(ARCHES)
+        raise BuildError(f"ARCH = {name}: no recipe; allowed are {allowed}: name one, or none for amd64")
+    return ARCHES[name]
 
 
 class Paths(NamedTuple):
@@ -143,18 +166,43 @@ def _size(path: Path) -> str:
     return f"{stat.st_size / MIB:.1f} MiB" + (f" ({held / MIB:.0f} on disk)" if held < stat.st_size * 0.9 else "")
 
 
-def missing_tools(environ_path: str) -> list[tuple[str, str]]:
-    """(program or folder, Debian package) that this machine lacks."""
+def missing_tools(arch: Arch, environ_path: str) -> list[tuple[str, str]]:
+    """(program or file, Debian packages) that this machine lacks."""
     path = f"{environ_path}:/usr/sbin:/sbin"
-    found = [(name, package) for name, package in TOOLS.items() if not shutil.which(name, path=path)]
-    return found + [(name, package) for name, package in FILES.items() if not Path(name).is_dir()]
+    tools = TOOLS | (EMULATED_TOOLS if arch.foreign else {})
+    found = [(name, package) for name, package in tools.items() if not shutil.which(name, path=path)]
+    if not (GRUB / arch.grub).is_dir():
+        found.append((str(GRUB / arch.grub), f"grub-efi-{arch.debian}-bin:{arch.debian}"))
+    if arch.foreign and not emulated(arch):
+        found.append((f"{_handler(arch)} with flag F", "binfmt-support qemu-user-static"))
+    return found
 
 
-def require_tools() -> None:
+def _handler(arch: Arch) -> Path:
+    return BINFMT / f"qemu-{arch.machine}"
+
+
+def emulated(arch: Arch) -> bool:
+    """The kernel starts an emulator for its programs, in a tree without that emulator as well (flag F)."""
+    with contextlib.suppress(FileNotFoundError):
+        told = _handler(arch).read_text()
+        return told.startswith("enabled") and re.search(r"^flags: \w*F", told, re.M) is not None
+    return False
+
+
+def require_tools(arch: Arch) -> None:
     """Raises BuildError naming all that is missing and how to get it."""
-    if lacking := missing_tools(os.environ.get("PATH", "")):
-        names, packages = ", ".join(name for name, _ in lacking), " ".join(sorted({package for _, package in lacking}))
-        raise BuildError(f"missing on this machine: {names}\n  apt-get install --no-install-recommends {packages}")
+    if not (lacking := missing_tools(arch, os.environ.get("PATH", ""))):
+        return
+    names, packages = ", ".join(name for name, _ in lacking), " ".join(sorted({package for _, package in lacking}))
+    steps = [f"apt-get install --no-install-recommends {packages}"]
+    if arch.foreign:
+        steps.insert(0, f"dpkg --add-architecture {arch.debian} && apt-get update")
+        if not emulated(arch):
+            steps.append(f"update-binfmts --enable {_handler(arch).name}")
+            if not BINFMT.is_mount():
+                steps.insert(0, f"mount -t binfmt_misc binfmt_misc {BINFMT}")
+    raise BuildError(f"missing on this machine: {names}\n  " + "\n  ".join(steps))
 
 
 # Stage 1
@@ -338,7 +386,12 @@ def check_rules(job: Job) -> None:
         "Path('/run/ems-site').mkdir(parents=True); Path('/run/ems-site/site.nft').write_text(rules(Site()))"
     )
     chroot(job, "/usr/bin/python3", "-I", "-B", "-c", script)
-    chroot(job, "nft", "-c", "-f", "/etc/nftables.conf")
+    nft = ("nft", "-c", "-f", "/etc/nftables.conf")
+    if job.arch.foreign:  # the emulator has no netlink for nft: the host's, with the tree's files
+        binds = 'cd "$0"; mount --bind etc /etc; mount --bind run /run; exec "$@"'
+        run(job, "unshare", "--mount", "--net", "sh", "-ec", binds, job.paths.tree, *nft)
+    else:
+        chroot(job, *nft)
     shutil.rmtree(job.paths.tree / "run/ems-site")
 
 
@@ -353,11 +406,12 @@ def initrd(job: Job, kernel: str) -> None:
 NOT_IN_THE_IMAGE = (
     "usr/lib/udev/hwdb.*", "usr/lib/*/gconv", "usr/lib/python3*/test", "usr/lib/python3*/pydoc_data",
     "usr/lib/python3*/idlelib", "usr/share/initramfs-tools", "etc/initramfs-tools", "usr/share/zoneinfo",
-    "usr/share/bash-completion", "usr/share/zsh", "usr/share/grub/*.pf2", "usr/bin/perl*",
+    "usr/share/bash-completion", "usr/share/zsh", "usr/share/grub/*.pf2", "usr/bin/perl*", "usr/lib/linux-image-*",
     "usr/lib/*/perl-base", "usr/share/perl5", "usr/sbin/grub-*", "usr/bin/grub-[!e]*",
     *(f"usr/local/lib/python3*/dist-packages/numpy/{name}" for name in ("f2py", "_core/include", "_core/lib")),
 )  # fmt: skip
-"""Needed by no process of the appliance; what is in /var is under the data partition's."""
+"""Needed by no process of the appliance; what is in /var is under the data partition's. linux-image-* has device trees,
+which UEFI brings itself."""
 
 
 def clean(job: Job) -> None:
@@ -404,8 +458,9 @@ def boot_image(job: Job, root_hash: str, offset: int) -> None:
     boot.mkdir()
     for name in ("vmlinuz", "initrd"):
         shutil.copyfile(job.paths.work / name, boot / name)
+    cmdline = f"{CMDLINE} console={job.arch.serial},115200"
     (boot / "slot.cfg").write_text(
-        f'set roothash={root_hash}\nset hashoffset={offset}\nset cmdline="{CMDLINE}"\nset version={job.version}\n'
+        f'set roothash={root_hash}\nset hashoffset={offset}\nset cmdline="{cmdline}"\nset version={job.version}\n'
     )
     run(
         job,
@@ -656,14 +711,15 @@ def commit(*what: str) -> str:
         ) from error
 
 
-def job_of(board: str) -> Job:
-    top = Path(os.environ.get("EMS_IMAGE_DIR") or REPO / "build/image").absolute()
+def job_of(arch: Arch, board: str) -> Job:
+    folder = "image" if arch == AMD64 else f"image-{arch.debian}"
+    top = Path(os.environ.get("EMS_IMAGE_DIR") or REPO / "build" / folder).absolute()
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or commit("log", "-1", "--format=%ct"))
     dirty = "-dirty" if commit("status", "--porcelain") else ""
     version = f"{time.strftime('%Y%m%d', time.gmtime(epoch))}-{commit('rev-parse', '--short=10', 'HEAD')}{dirty}"
     for name in ("cache", "work"):
         (top / name).mkdir(parents=True, exist_ok=True)
-    return Job(AMD64, board, version, epoch, Paths(top, top / "cache", top / "work"))
+    return Job(arch, board, version, epoch, Paths(top, top / "cache", top / "work"))
 
 
 def as_root() -> None:
@@ -695,13 +751,15 @@ def compare(job: Job) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Builds the appliance image.")
+    parser.add_argument("--arch", default="amd64", help=", ".join(ARCHES))
     parser.add_argument("--board", default="cp2112", help="a board file's name; the update bundle is for it only")
     parser.add_argument("--reproduce", action="store_true", help="stage 2 once more, compared bit by bit")
     args = parser.parse_args()
     try:
-        require_tools()
+        arch = arch_of(args.arch)
+        require_tools(arch)
         as_root()
-        job = job_of(args.board)
+        job = job_of(arch, args.board)
         if args.reproduce:
             return compare(job)
         build(job)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from image.vm import MACHINES
 
 import build
 
@@ -67,12 +69,68 @@ def test_the_partitions_that_the_boot_loader_counts_on_are_where_it_looks() -> N
     assert "set part=gpt3; set rauc=B" in GRUB
 
 
-def test_missing_tools_are_all_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An amd64 machine with sh alone; the folder stands for binfmt_misc."""
     monkeypatch.setattr(build, "TOOLS", {"no-such-program": "its-package", "sh": "dash"})
-    monkeypatch.setattr(build, "FILES", {"/no/such/folder": "another"})
-    assert build.missing_tools("/bin") == [("no-such-program", "its-package"), ("/no/such/folder", "another")]
-    with pytest.raises(build.BuildError, match=r"no-such-program, /no/such/folder\n.*another its-package"):
-        build.require_tools()
+    monkeypatch.setattr(build, "EMULATED_TOOLS", {"no-tester": "arch-test"})
+    monkeypatch.setattr(build, "GRUB", Path("/no/such/folder"))
+    monkeypatch.setattr(build, "BINFMT", tmp_path)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("PATH", "/bin")
+    return tmp_path
+
+
+def refusal(arch: build.Arch) -> list[str]:
+    with pytest.raises(build.BuildError) as caught:
+        build.require_tools(arch)
+    return [line.strip() for line in str(caught.value).splitlines()]
+
+
+@pytest.mark.usefixtures("bare")
+def test_missing_tools_are_all_named_with_their_packages() -> None:
+    assert refusal(build.AMD64) == [
+        "missing on this machine: no-such-program, /no/such/folder/x86_64-efi",
+        "apt-get install --no-install-recommends grub-efi-amd64-bin:amd64 its-package",
+    ]
+
+
+def test_another_architecture_wants_an_emulator_and_how_it_gets_there_is_said(bare: Path) -> None:
+    handler = bare / "qemu-aarch64"
+    assert refusal(build.ARM64) == [
+        f"missing on this machine: no-such-program, no-tester, /no/such/folder/arm64-efi, {handler} with flag F",
+        f"mount -t binfmt_misc binfmt_misc {bare}",
+        "dpkg --add-architecture arm64 && apt-get update",
+        "apt-get install --no-install-recommends arch-test binfmt-support qemu-user-static grub-efi-arm64-bin:arm64 "
+        "its-package",
+        "update-binfmts --enable qemu-aarch64",
+    ]
+
+
+@pytest.mark.usefixtures("bare")
+def test_on_a_machine_of_its_own_kind_no_emulator_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert refusal(build.ARM64)[1:] == ["apt-get install --no-install-recommends grub-efi-arm64-bin:arm64 its-package"]
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "serves"),
+    [("enabled", "PF", True), ("enabled", "", False), ("disabled", "F", False)],
+)
+def test_an_emulator_must_be_enabled_and_work_in_a_tree_without_it(
+    bare: Path, state: str, flags: str, serves: bool
+) -> None:
+    (bare / "qemu-aarch64").write_text(f"{state}\ninterpreter /usr/bin/F\nflags: {flags}\noffset 0\n")
+    assert build.emulated(build.ARM64) == serves
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(build.BuildError, match=r"ARCH = armhf: .*allowed are amd64, arm64: name one"):
+        build.arch_of("armhf")
+
+
+def test_every_architecture_has_a_machine_to_boot_in() -> None:
+    assert MACHINES.keys() == {arch.efi for arch in build.ARCHES.values()}
 
 
 def test_an_authority_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,12 +53,13 @@ def part_of(part: str, disk: Path, work: Path) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="The appliance image in a virtual machine.")
     parser.add_argument("--disk", type=Path, default=Path("build/image/disk.img"))
-    parser.add_argument("--work", type=Path, default=Path("build/image/test"))
+    parser.add_argument("--work", type=Path, help="test, beside the disk")
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="which of them; without: smoke")
     parser.add_argument("--all", action="store_true", help="all of them")
     args = parser.parse_args()
+    work = args.work or args.disk.parent / "test"
     if not args.disk.exists():
-        print(f"test-image: {args.disk} does not exist; make image builds it", file=sys.stderr)
+        print(f"test-image: {args.disk} does not exist; make image, with the same ARCH, builds it", file=sys.stderr)
         return 2
     print(
         f"booting {args.disk}, {'accelerated' if accelerated() else 'without acceleration: this takes minutes'}",
@@ -67,12 +68,12 @@ def main() -> int:
     start, rows = time.monotonic(), list[Row]()
     for part in PARTS if args.all else args.parts or PARTS[:1]:
         print(f"{part}:", flush=True)
-        for row in part_of(part, args.disk, args.work / part):
+        for row in part_of(part, args.disk, work / part):
             print(f"  {'ok    ' if row.ok else 'FAILED'} {row.promise}: {row.seen}", flush=True)
             rows.append(row)
-    (args.work / "table.md").write_text(table(rows) + "\n")
+    (work / "table.md").write_text(table(rows) + "\n")
     failed = sum(not row.ok for row in rows)
-    print(f"{len(rows) - failed} passed, {failed} failed, {time.monotonic() - start:.0f} s; {args.work / 'table.md'}")
+    print(f"{len(rows) - failed} passed, {failed} failed, {time.monotonic() - start:.0f} s; {work / 'table.md'}")
     return int(bool(failed))
 
 

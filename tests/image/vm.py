@@ -25,9 +25,29 @@ MIB = 1 << 20
 ESP_AT_MIB, ESP_MIB = 1, 64
 HOST = "10.0.2.2"
 """The host as the guest sees it."""
-OVMF = Path("/usr/share/OVMF")
-_TCG_CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm"
-"""What numpy's wheels ask for (x86-64-v2); a larger set is slower to emulate."""
+
+
+class Machine(NamedTuple):
+    """QEMU's for an architecture."""
+
+    qemu: str
+    machine: str
+    cpu: str  # emulated: what numpy's wheels ask for; a larger set is slower
+    code: Path
+    variables: Path
+
+
+_OVMF, _AAVMF = Path("/usr/share/OVMF"), Path("/usr/share/AAVMF")
+MACHINES = {
+    "BOOTX64.EFI": Machine(
+        "qemu-system-x86_64", "q35,smm=off", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm",
+        _OVMF / "OVMF_CODE_4M.fd", _OVMF / "OVMF_VARS_4M.fd",
+    ),
+    "BOOTAA64.EFI": Machine(
+        "qemu-system-aarch64", "virt", "cortex-a72", _AAVMF / "AAVMF_CODE.fd", _AAVMF / "AAVMF_VARS.fd"
+    ),
+}  # fmt: skip
+"""By the boot loader on the disk."""
 
 _AGENT = """
 import json, os, subprocess, time
@@ -107,7 +127,8 @@ class Vm:
         call(
             "qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.absolute(), "-F", "raw", self.overlay, f"{disk_mib}M"
         )
-        shutil.copyfile(OVMF / "OVMF_VARS_4M.fd", self._vars)
+        self._machine = machine_of(disk)
+        shutil.copyfile(self._machine.variables, self._vars)
         if seed:
             self.seed(seed)
         self.modbus_port, self.secure_port = free_port(), free_port()
@@ -149,12 +170,12 @@ class Vm:
     def start(self) -> None:
         """Returns at once; see `await_agent`."""
         serial, port = self.work / "serial.log", self.work / "agent.sock"
-        kvm = accelerated()
+        kvm, machine = accelerated(), self._machine
         command = [
-            "qemu-system-x86_64", "-machine", "q35,smm=off", "-display", "none", "-nodefaults", "-no-user-config",
-            "-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=512", "-cpu", "host" if kvm else _TCG_CPU,
+            machine.qemu, "-machine", machine.machine, "-display", "none", "-nodefaults", "-no-user-config",
+            "-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=512", "-cpu", "host" if kvm else machine.cpu,
             "-smp", str(self._cores), "-m", str(self._memory_mib), "-name", "ems",
-            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={OVMF / 'OVMF_CODE_4M.fd'}",
+            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={machine.code}",
             "-drive", f"if=pflash,format=raw,unit=1,file={self._vars}",
             "-drive", f"if=none,id=d0,format=qcow2,file={self.overlay}", "-device", "virtio-blk-pci,drive=d0",
             "-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial",
@@ -280,6 +301,12 @@ class Vm:
         if self._agent:
             self._agent.close()
         self._agent, self._left = None, b""
+
+
+def machine_of(disk: Path) -> Machine:
+    """By the boot loader on its ESP."""
+    listed = call("mdir", "-b", "-i", f"{disk}@@{ESP_AT_MIB}M", "::EFI/BOOT")
+    return MACHINES[listed.strip().rpartition("/")[2]]
 
 
 def _agent_credentials() -> dict[str, str]:
