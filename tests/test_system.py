@@ -247,7 +247,7 @@ def _mbpoll(a: Appliance, first: int, *values: int) -> None:
 
 @pytest.mark.skipif(shutil.which("mbpoll") is None, reason="mbpoll, an independent client, is not installed")
 def test_mbpoll_charges_the_rack_from_20_to_80_percent(tmp_path: Path) -> None:
-    with appliance(tmp_path, speed=300, soc=20.0, configured={**STEADY, **EAGER}) as a:
+    with appliance(tmp_path, speed=500, soc=20.0, configured={**STEADY, **EAGER}) as a:
         a.until(State.ISOLATED)
         seq, ramp, target = POINT["CmdSeq"].address, POINT["CmdRamp"], POINT["CmdTgtSoC"]
         block = struct.pack(">IHi", 1, Mode.CHARGE, 0) + ramp.encode(0.5) + target.encode(80.0)
