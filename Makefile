@@ -86,9 +86,10 @@ test-image: $(STAMP)  ## boots the image and checks what it promises (PARTS="smo
 test-image-long: $(STAMP)  ## all parts, every 1/64 of a bundle changed, CUTS=50 power cuts of each kind: some hours
 	@EMS_CUTS=$(or $(CUTS),50) exec $(BIN)/python -m tests.image --disk $(IMAGE)/disk.img --all
 
-flash:  ## the image onto a disk, verified: make flash DISK=/dev/sdX SEED=folder
+flash:  ## the image onto a disk, verified: make flash DISK=/dev/sdX SEED=folder (INSTALLER=yes|erase: a stick that installs it)
 	@test -n "$(DISK)" || { echo "flash: name the disk: make flash DISK=/dev/sdX"; exit 1; }
-	@$(PYTHON) image/flash.py $(DISK) --image $(IMAGE)/disk.img $(if $(SEED),--seed $(SEED))
+	@$(PYTHON) image/flash.py $(DISK) --image $(IMAGE)/disk.img $(if $(SEED),--seed $(SEED)) \
+		$(if $(INSTALLER),--installer $(INSTALLER))
 
 lock: $(STAMP)  ## renews the lock files from pyproject.toml
 	@$(BIN)/python -m pip install --quiet pip-tools

@@ -48,7 +48,7 @@ CMDLINE = (
 )
 GRUB_MODULES = [
     "part_gpt", "fat", "squash4", "normal", "configfile", "linux", "loadenv", "test", "regexp", "echo", "sleep",
-    "reboot", "minicmd", "search", "all_video",
+    "reboot", "halt", "minicmd", "search", "all_video",
 ]  # fmt: skip
 NOT_AT_RUN_TIME = {"setuptools", "pycparser"}
 """In the lock file because something is built with it."""
@@ -305,6 +305,8 @@ def overlay(job: Job) -> None:
             target.write_bytes(_filled(source.read_bytes(), values))
             target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
     (job.paths.tree / "usr/lib/ems/version").write_text(f"{job.version}\n")
+    for name in ("flash.py", "install.py"):
+        shutil.copyfile(HERE / name, job.paths.tree / "usr/lib/ems" / name)
     shutil.copyfile(authority(job) / "ca.pem", job.paths.tree / "etc/rauc/ca.pem")
 
 

@@ -1,4 +1,5 @@
-"""`make flash DISK=/dev/sdX [SEED=folder]`: the image onto a disk, read back and compared; the seed onto its ESP.
+"""`make flash DISK=/dev/sdX [SEED=folder] [INSTALLER=yes]`: the image onto a disk, read back and compared; onto its ESP
+the seed, and the marker of a stick that installs itself (install.py, which uses this file).
 
 A disk that is in use or too small is refused; one that is not removable asks for its name to be typed. An ordinary file
 is a disk as well (for a virtual machine), never a removable one.
@@ -26,6 +27,9 @@ BLOCK = 4 << 20
 ESP_AT = 1 << 20
 SEED = "ems-seed"
 SEED_MAY_HOLD = ("limits.conf", "balance.conf", "site.conf", "tls", "network")
+MARKER = "EFI/ems/install"
+"""On the ESP: GRUB starts the installation, and nothing else. Its text is one of INSTALLERS."""
+INSTALLERS = {"yes": "onto a blank disk only", "erase": "whatever the unit's fixed disk holds is lost"}
 _BLKRRPART = 0x125F
 SYS, MOUNTS, SWAPS = Path("/sys/class/block"), Path("/proc/self/mounts"), Path("/proc/swaps")
 
@@ -56,15 +60,15 @@ def target_of(path: Path) -> Target:
         raise FlashError(f"DISK = {path} is a partition; name its disk, {(SYS / name).resolve().parent.name}")
     if used := sorted(_uses(name)):
         raise FlashError(f"DISK = {path} is in use: {', '.join(used)}; unmount it first")
-    model = _text(SYS / name / "device" / "model") or "no model"
-    return Target(path, int(_text(SYS / name / "size") or 0) * 512, _text(SYS / name / "removable") == "1", model)
+    model = text_of(SYS / name / "device" / "model") or "no model"
+    return Target(path, int(text_of(SYS / name / "size") or 0) * 512, text_of(SYS / name / "removable") == "1", model)
 
 
 def _disks() -> list[str]:
     return sorted(f"/dev/{path.name}" for path in SYS.glob("*") if not (path / "partition").exists())
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text().strip()
     return ""
@@ -74,7 +78,7 @@ def _uses(name: str) -> Iterator[str]:
     """Mounts, swap and what is stacked on the disk or one of its partitions."""
     nodes = {name, *(path.name for path in (SYS / name).glob(f"{name}*"))}
     for table, what in ((MOUNTS, "mounted on"), (SWAPS, "swap")):
-        for line in _text(table).splitlines():
+        for line in text_of(table).splitlines():
             fields = line.split()
             if fields[0].startswith("/dev/") and Path(fields[0]).resolve().name in nodes:
                 yield f"{fields[0]} {what} {fields[1] if what == 'mounted on' else ''}".strip()
@@ -106,6 +110,13 @@ def check_seed(seed: Path) -> None:
         raise FlashError(f"SEED = {seed} holds {', '.join(unknown)}; allowed are {', '.join(SEED_MAY_HOLD)}")
 
 
+def check_installer(value: str) -> None:
+    """Raises FlashError."""
+    if value not in INSTALLERS:
+        allowed = ", ".join(f"{name} ({what})" for name, what in INSTALLERS.items())
+        raise FlashError(f"INSTALLER = {value}: allowed are {allowed}; leave it out for the disk that the unit keeps")
+
+
 def confirm(target: Target, ask: Callable[[str], str]) -> None:
     """Raises FlashError when a disk that is not removable is not confirmed by its name."""
     if target.removable:
@@ -118,28 +129,33 @@ def confirm(target: Target, ask: Callable[[str], str]) -> None:
         raise FlashError(f"typed was {typed.strip()!r}, not {name!r}: nothing was written")
 
 
-def write(image: Path, target: Target, progress: Callable[[str, int], None]) -> str:
-    """Writes, reads back, compares; the SHA-256. Raises FlashError."""
+def write(
+    image: Path, target: Target, progress: Callable[[str, int], None], start: int = 0, end: int | None = None
+) -> str:
+    """Writes, reads back, compares what the image has between start and end; its SHA-256. Raises FlashError."""
     digest = hashlib.sha256()
+    end = image.stat().st_size if end is None else end
     exclusive = os.O_EXCL if target.path.is_block_device() else 0
     with image.open("rb") as source, _opened(target.path, os.O_RDWR | exclusive) as disk:
-        for data in _blocks(source):
+        disk.seek(start)
+        for data in blocks(source, start, end):
             digest.update(data)
             disk.write(data)
             progress("writing", len(data))
         disk.flush()
         os.fsync(disk.fileno())
         os.posix_fadvise(disk.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        disk.seek(0)
-        source.seek(0)
-        at = 0
-        for data in _blocks(source):
+        disk.seek(start)
+        at = start
+        for data in blocks(source, start, end):
             if disk.read(len(data)) != data:
                 raise FlashError(
                     f"{target.path} reads back something else at byte {at} to {at + len(data)}: a bad disk?"
                 )
             at += len(data)
             progress("verifying", len(data))
+        if at != end:
+            raise FlashError(f"{image} ends at byte {at}; it should at {end}: make it anew")
         with contextlib.suppress(OSError):
             fcntl.ioctl(disk, _BLKRRPART)
     return digest.hexdigest()
@@ -156,8 +172,9 @@ def _opened(path: Path, flags: int) -> Iterator[BinaryIO]:
         yield disk
 
 
-def _blocks(source: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: source.read(BLOCK), b"")
+def blocks(source: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    source.seek(start)
+    return iter(lambda: source.read(min(BLOCK, end - source.tell())), b"")
 
 
 def put_seed(seed: Path, target: Target) -> None:
@@ -170,6 +187,16 @@ def put_seed(seed: Path, target: Target) -> None:
         for path in (path for path in seed.rglob("*") if path.is_file()):
             if (back / path.relative_to(seed)).read_bytes() != path.read_bytes():
                 raise FlashError(f"{path} reads back something else from the ESP of {target.path}")
+    with target.path.open("rb") as disk:
+        os.fsync(disk.fileno())
+
+
+def put_marker(value: str, target: Target) -> None:
+    """The last thing that is written. Raises FlashError."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(f"{value}\n")
+        file.flush()
+        _mtools("mcopy", "-o", "-Q", "-i", f"{target.path}@@{ESP_AT}", file.name, f"::{MARKER}")
     with target.path.open("rb") as disk:
         os.fsync(disk.fileno())
 
@@ -207,14 +234,19 @@ def main() -> int:
     parser.add_argument("disk", type=Path)
     parser.add_argument("--image", type=Path, default=IMAGE)
     parser.add_argument("--seed", type=Path, help=f"folder with {', '.join(SEED_MAY_HOLD)}")
+    parser.add_argument("--installer", help=f"a stick that installs itself: {', '.join(INSTALLERS)}")
     args = parser.parse_args()
     try:
+        if args.installer is not None:
+            check_installer(args.installer)
         target = target_of(args.disk)
         size = check(args.image, target, args.seed)
         confirm(target, input)
         digest = write(args.image, target, Progress(size))
         if args.seed:
             put_seed(args.seed, target)
+        if args.installer:
+            put_marker(args.installer, target)
     except FlashError as error:
         print(f"flash: {error}", file=sys.stderr)
         return 1
@@ -225,6 +257,7 @@ def main() -> int:
         )
         return 1
     seeded = ", and the seed" if args.seed else ""
+    seeded += f", and installs itself: {INSTALLERS[args.installer]}" if args.installer else ""
     print(f"flash: {target.path} holds the image, SHA-256 {digest[:16]}{seeded}. It may be unplugged.")
     return 0
 

@@ -167,15 +167,25 @@ def test_a_seed_with_a_misspelt_name_is_refused_before_anything_is_written(image
         flash.check(image, Target(tmp_path / "sdx", 1 << 30, True, "stick"), seed)
 
 
-@pytest.mark.skipif(not (shutil.which("mcopy") and shutil.which("mkfs.vfat")), reason="no mtools or dosfstools here")
-def test_the_seed_is_on_the_esp_afterwards(image: Path, disk: Path, tmp_path: Path) -> None:
-    esp = tmp_path / "esp"
+def with_esp(image: Path) -> None:
+    esp = image.with_name("esp")
     with esp.open("wb") as file:
         file.truncate(40 * MIB)
     subprocess.run(["mkfs.vfat", "-F", "32", esp], check=True, capture_output=True)
     with image.open("r+b") as file:
         file.seek(MIB)
         file.write(esp.read_bytes())
+    subprocess.run(["mmd", "-i", f"{image}@@1M", "::EFI", "::EFI/ems"], check=True)
+
+
+HAS_MTOOLS = pytest.mark.skipif(
+    not (shutil.which("mcopy") and shutil.which("mkfs.vfat")), reason="no mtools or dosfstools here"
+)
+
+
+@HAS_MTOOLS
+def test_the_seed_is_on_the_esp_afterwards(image: Path, disk: Path, tmp_path: Path) -> None:
+    with_esp(image)
     seed = tmp_path / "site-a"
     (seed / "tls").mkdir(parents=True)
     (seed / "site.conf").write_text("bms_host = 192.168.1.4\n")
@@ -185,3 +195,43 @@ def test_the_seed_is_on_the_esp_afterwards(image: Path, disk: Path, tmp_path: Pa
     flash.put_seed(seed, target)
     listed = subprocess.run(["mdir", "-/", "-b", "-i", f"{disk}@@1M", "::"], check=True, capture_output=True, text=True)
     assert {"::/ems-seed/site.conf", "::/ems-seed/tls/server.key"} <= set(listed.stdout.split())
+
+
+def flashed(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    """`make flash` onto a file, whose name is typed."""
+    monkeypatch.setattr("sys.argv", ["flash", *map(str, args)])
+    monkeypatch.setattr("builtins.input", lambda question: "target")
+    return flash.main()
+
+
+@HAS_MTOOLS
+@pytest.mark.parametrize("installer", flash.INSTALLERS)
+def test_an_installation_stick_is_the_image_and_a_marker(
+    installer: str, image: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_esp(image)
+    assert flashed(monkeypatch, disk, f"--image={image}", f"--installer={installer}") == 0
+    read = ["mtype", "-i", f"{disk}@@1M", "::EFI/ems/install"]
+    assert subprocess.run(read, capture_output=True, text=True, check=True).stdout == f"{installer}\n"
+    assert flash.INSTALLERS[installer] in capsys.readouterr().out
+    assert disk.read_bytes()[41 * MIB : image.stat().st_size] == image.read_bytes()[41 * MIB :]
+
+
+@pytest.mark.parametrize("value", ["no", "Erase", "1", ""])
+def test_another_value_of_installer_is_refused_before_anything_is_written(
+    value: str, image: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = disk.read_bytes()
+    assert flashed(monkeypatch, disk, f"--image={image}", f"--installer={value}") == 1
+    told = capsys.readouterr().err
+    assert f"INSTALLER = {value}: allowed are yes (" in told
+    assert "erase (" in told
+    assert disk.read_bytes() == before
+
+
+def test_a_part_of_the_image_goes_to_the_same_place_on_the_disk(image: Path, disk: Path) -> None:
+    start, end = 40 * MIB + 512, 41 * MIB + 1000
+    flash.write(image, flash.target_of(disk), quiet, start, end)
+    found = disk.read_bytes()
+    assert found[start:end] == image.read_bytes()[start:end]
+    assert set(found[:start]) == set(found[end:]) == {0xAA}

@@ -204,3 +204,56 @@ def test_no_damaged_environment_ends_in_a_halt(damaged: dict[str, object]) -> No
             return
         environment = {**left}
     raise AssertionError(environment)
+
+
+def stick(*names: str) -> tuple[list[str], bool]:
+    """What grub.cfg does with these files on the ESP, and whether it goes on to the slots."""
+    chosen = GRUB[GRUB.index("if [ -f $prefix/install ]") : GRUB.index("load_env")]
+    script = re.sub(r"\bset (?=\w+=)", "", chosen).replace("($disk,gpt2)", "slot")
+    script = re.sub(r"-f \$prefix/([\w.]+)", r'"${FILES#* \1 }" != "$FILES"', script)
+    stubs = "".join(f'{name}() {{ echo {name} "$@"; }}\n' for name in ("linux", "initrd", "sleep", "source"))
+    stubs += "boot() { echo boot; exit; }\nhalt() { echo halt; exit; }\n"
+    given = {"FILES": f" {'  '.join(names)} "}
+    command = ["sh", "-c", f"{stubs}{script}\necho slots"]
+    told = subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+    return told, told[-1] == "slots"
+
+
+def test_an_installation_stick_starts_the_installation_only_and_one_that_is_done_nothing() -> None:
+    assert stick() == (["slots"], True)
+    for names in (("install",), ("install", "install.done")):
+        told, further = stick(*names)
+        assert told[-1] == "boot"
+        assert "systemd.unit=site-install.target" in next(line for line in told if line.startswith("linux"))
+        assert not further
+    told, further = stick("install.done")
+    assert "Pull it" in told[0]
+    assert told[-1] == "halt"
+    assert not further
+
+
+def test_no_other_boot_starts_the_installation() -> None:
+    for name in ("site-install.service", "site-install.target"):
+        assert "[Install]" not in (UNITS / name).read_text()
+    service = (UNITS / "site-install.service").read_text()
+    assert "ConditionKernelCommandLine=systemd.unit=site-install.target" in service
+    assert (ROOT.parent / "install.py").exists()
+    assert "/usr/lib/ems/install.py" in service
+    assert "site-install" not in build.CMDLINE
+    users = [path for path in UNITS.rglob("*") if path.is_file() and "site-install" in path.read_text()]
+    assert {path.name for path in users} == {"site-install.service", "site-install.target"}
+
+
+def test_the_initrd_takes_the_root_of_the_stick_beside_a_disk_with_the_same_labels(tmp_path: Path) -> None:
+    script = (ROOT / "etc/initramfs-tools/scripts/local-top/ems-verity").read_text()
+    found = script[script.index("usb_root()") : script.index("installs=")].replace("/sys/class/block", str(tmp_path))
+    for name, bus, label in (
+        ("nvme0n1p4", "pci0000:00", "root-a"), ("sda", "pci0/usb2/2-1", ""), ("sda3", "pci0/usb2/2-1", "boot-b"),
+        ("sda4", "pci0/usb2/2-1", "root-a"), ("vda4", "virtio0", "root-a"),
+    ):  # fmt: skip
+        folder = tmp_path / "devices" / bus / name
+        folder.mkdir(parents=True)
+        (folder / "uevent").write_text(f"DEVNAME={name}\nPARTN=4\n" + (f"PARTNAME={label}\n" if label else ""))
+        (tmp_path / name).symlink_to(folder)
+    told = subprocess.run(["sh", "-c", f"{found}usb_root"], capture_output=True, text=True, check=True).stdout
+    assert told == "/dev/sda4\n"

@@ -13,6 +13,7 @@ from firmware.points import PointError
 from .cuts import cuts
 from .disks import disks
 from .faults import faults
+from .installer import installer
 from .plant import Row
 from .slots import slots
 from .smoke import smoke
@@ -24,7 +25,7 @@ from .wear import wear
 
 MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {
     "smoke": smoke, "disks": disks, "slots": slots, "faults": faults, "updates": updates,
-    "trouble": trouble, "wear": wear, "wall": wall, "cuts": cuts, "tamper": tamper,
+    "trouble": trouble, "wear": wear, "wall": wall, "cuts": cuts, "tamper": tamper, "installer": installer,
 }  # fmt: skip
 PARTS = tuple(MADE)
 

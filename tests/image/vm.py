@@ -167,8 +167,8 @@ class Vm:
 
     # Power
 
-    def start(self) -> None:
-        """Returns at once; see `await_agent`."""
+    def start(self, *more: str) -> None:
+        """With `more` options for this time. Returns at once; see `await_agent`."""
         serial, port = self.work / "serial.log", self.work / "agent.sock"
         kvm, machine = accelerated(), self._machine
         command = [
@@ -186,7 +186,7 @@ class Vm:
             "-device", "virtserialport,chardev=t,name=ems.test", "-device", "qemu-xhci,id=sticks",
             "-qmp", f"unix:{self.work / 'qmp.sock'},server=on,wait=off",
         ]  # fmt: skip
-        command += self._options
+        command += [*self._options, *more]
         for number, (name, value) in enumerate(self._credentials.items()):
             path = self.work / f"credential{number}"
             path.write_text(f"io.systemd.credential.binary:{name}={base64.b64encode(value.encode()).decode()}")
@@ -215,6 +215,16 @@ class Vm:
             self._qemu.kill()
             self._qemu.wait()
             self._qemu = None
+
+    def await_off(self, timeout_s: float) -> float:
+        """Seconds since `start` until it has switched itself off. Raises VmError."""
+        assert self._qemu is not None
+        try:
+            self._qemu.wait(timeout_s * slowness())
+        except subprocess.TimeoutExpired as error:
+            raise VmError(f"not off after {timeout_s * slowness():g} s; console:\n{self.console()[-3000:]}") from error
+        self.cut_power()
+        return time.monotonic() - self.started_s
 
     def qmp(self, command: str, **arguments: object) -> object:
         """One command of QEMU's machine protocol, such as `device_del`."""
