@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from appliance import PATIENT, Appliance, appliance
+from appliance import EAGER, PATIENT, Appliance, appliance
 from waiting import wait_until
 
 from firmware.points import Refusal
@@ -18,7 +18,7 @@ from statemachine.states import CHARGING, State
 pytestmark = pytest.mark.system
 
 
-SITE = {**PATIENT, "ramp_up_rate": 0.1, "bms_timeout": 2, "pcs_timeout": 2}
+SITE = {**PATIENT, **EAGER, "bms_timeout": 2, "pcs_timeout": 2}
 """On a busy machine data comes late now and then, and that is not what these tests are about."""
 
 
