@@ -1,7 +1,8 @@
-"""What a scan process asks of the kernel: FIFO priority, locked memory, absolute sleeps, blocked signals."""
+"""What a scan process asks of the kernel: FIFO priority, locked memory, awake cores, absolute sleeps."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -12,6 +13,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _TIMER_ABSTIME = 1
 _LOOK_S = 0.05
+DMA_LATENCY = "/dev/cpu_dma_latency"
+_awake: list[int] = []  # what is open there holds as long as it is
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -82,8 +85,19 @@ def pending_stop() -> bool:
     return False
 
 
+def stay_awake() -> None:
+    """No deep sleep of any core while this process lives (kernel: Documentation/power/pm_qos_interface.rst).
+
+    Waking from one takes longer than a line may be late. Where it is not permitted nothing changes.
+    """
+    with contextlib.suppress(OSError):
+        _awake.append(os.open(DMA_LATENCY, os.O_WRONLY | os.O_CLOEXEC))
+        os.write(_awake[-1], bytes(4))  # 0 us
+
+
 def prepare(priority: int, core: int) -> tuple[bool, bool]:
     """All of it; (FIFO granted, memory locked). Locking takes milliseconds, so it comes before the priority."""
+    stay_awake()
     use_core(core)
     settle()
     locked = lock_memory()
