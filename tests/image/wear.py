@@ -10,7 +10,7 @@ from .faults import charging, commissioned, isolated, recover, settled, to_isola
 from .plant import Booted, Row, rows
 from .updates import LENIENT
 
-MOST_MB, WINDOW_S = 50.0, 420.0
+MOST_MB, WINDOW_S = 50.0, 240.0
 _DAY_S, _SECTOR = 86_400.0, 512
 
 
