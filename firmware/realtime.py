@@ -15,8 +15,10 @@ _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _TIMER_ABSTIME = 1
 _LOOK_S = 0.05
 DMA_LATENCY, WAKE_US = "/dev/cpu_dma_latency", 20
-"""Longest way out of an idle state: Skylake's C1E takes 10 us, its C3 70 us (Linux, drivers/idle/intel_idle.c). With 0 idle
-cores spin, which costs power, and an emulated machine everything."""
+"""Longest way out of an idle state: Skylake's C1E takes 10 us, its C3 70 us (Linux, drivers/idle/intel_idle.c).
+
+With 0 idle cores spin, which costs power, and an emulated machine everything.
+"""
 _awake: list[int] = []  # what is open there holds as long as it is
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
