@@ -38,7 +38,7 @@ def isolated(a: Booted) -> Row:
 
 
 def alone(a: Booted) -> Row:
-    """On the scan's core there may be guard and controller, and of the rest only the kernel's threads; no deep sleep."""
+    """On the scan's core are guard and controller, and of the rest only the kernel's threads; no deep sleep."""
     listed = a.vm.out(
         "awk 'FNR == 1 {name = $2; user = 0} /^VmSize/ {user = 1} "
         '/^Cpus_allowed_list/ && user && $2 != "0" {print name, $2}\' /proc/[0-9]*/status 2>/dev/null; true'
