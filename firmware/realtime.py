@@ -1,25 +1,17 @@
-"""What a scan process asks of the kernel: FIFO priority, locked memory, awake cores, absolute sleeps."""
+"""What a scan process asks of the kernel: FIFO priority, locked memory, absolute sleeps, blocked signals."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
 import signal
-import sys
 from time import CLOCK_MONOTONIC, monotonic, sleep
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _TIMER_ABSTIME = 1
 _LOOK_S = 0.05
-DMA_LATENCY, WAKE_US = "/dev/cpu_dma_latency", 20
-"""Longest way out of an idle state: Skylake's C1E takes 10 us, its C3 70 us (Linux, drivers/idle/intel_idle.c).
-
-With 0 idle cores spin, which costs power, and an emulated machine everything.
-"""
-_awake: list[int] = []  # what is open there holds as long as it is
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -90,19 +82,8 @@ def pending_stop() -> bool:
     return False
 
 
-def stay_awake() -> None:
-    """No deep sleep of any core while this process lives (kernel: Documentation/power/pm_qos_interface.rst).
-
-    Waking from one takes longer than a line may be late. Where it is not permitted nothing changes.
-    """
-    with contextlib.suppress(OSError):
-        _awake.append(os.open(DMA_LATENCY, os.O_WRONLY | os.O_CLOEXEC))
-        os.write(_awake[-1], WAKE_US.to_bytes(4, sys.byteorder))
-
-
 def prepare(priority: int, core: int) -> tuple[bool, bool]:
     """All of it; (FIFO granted, memory locked). Locking takes milliseconds, so it comes before the priority."""
-    stay_awake()
     use_core(core)
     settle()
     locked = lock_memory()

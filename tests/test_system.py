@@ -7,7 +7,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from appliance import EAGER, PATIENT, STEADY, Appliance, appliance
 from waiting import wait_until
 
 from firmware.aggregator import PRIORITY
-from firmware.realtime import DMA_LATENCY, WAKE_US
 from firmware.registers import POINT
 from statemachine.signals import Mode, StatusBit
 from statemachine.states import CHARGING, State
@@ -80,14 +78,6 @@ def test_both_pollers_run_above_ordinary_processes_where_that_is_permitted(isola
     permitted = not int(isolated.get("StatusBits")) >> StatusBit.NO_REALTIME & 1
     raised = [rank for rank in ranks if rank == (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, PRIORITY)]
     assert len(raised) == (2 if permitted else 0), ranks
-
-
-@pytest.mark.skipif(not os.access(DMA_LATENCY, os.W_OK), reason="not permitted here")
-@pytest.mark.parametrize("process", ["guard", "controller"])
-def test_guard_and_controller_let_no_core_sleep_deeply(isolated: Appliance, process: str) -> None:
-    held = {os.readlink(entry) for entry in Path(f"/proc/{isolated.pid(process)}/fd").iterdir()}
-    assert DMA_LATENCY in held
-    assert int.from_bytes(Path(DMA_LATENCY).read_bytes()[:4], sys.byteorder) == WAKE_US
 
 
 def test_the_kill_switch_opens_the_true_contactors_and_closing_it_re_energises_nothing(charging: Appliance) -> None:
