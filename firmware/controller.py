@@ -98,12 +98,15 @@ class Controller:
         self._leds = [board.outputs[n] for n in _LEDS]
         self._percentiles = (0, 0, 0, 0)
         self._started_ns = monotonic_ns()
-        self.period_ns = (self._settings.scan_period_ms if self._settings else DEFAULT_PERIOD_MS) * 1_000_000
-        self._wake, self._execution = (Histogram(self.period_ns // 1000) for _ in range(2))
+        self._use_period(self._settings.scan_period_ms if self._settings else DEFAULT_PERIOD_MS)
         self.scans = self.overruns = self.late_scans = self.late_in_row = 0
         self._last_us = 0
         self.fixed_status_bits = 1 << StatusBit.BENCH if board.is_bench else 0
         self.stopping = False
+
+    def _use_period(self, period_ms: int) -> None:
+        self.period_ns = period_ms * 1_000_000
+        self._wake, self._execution = (Histogram(period_ms * 1000) for _ in range(2))
 
     def _lines(self, now_ns: int) -> Lines:
         kill, tamper, reset, insulation, remote = (bool(device.value) for device in self._in)
@@ -121,7 +124,10 @@ class Controller:
         """The command is read last: what was written during the scan's other inputs is still in time."""
         found = self._config.read()
         if found is not None and found.sequence != self._config_sequence:
+            first = self._settings is None
             self._config_sequence, self._settings = found.sequence, _settings(found.payload, self._exempt)
+            if first and self._settings is not None:  # the server started late: nothing can have been closed till now
+                self._use_period(self._settings.scan_period_ms)
         lines, bms, pcs = self._lines(now_ns), self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
         grid, updater, command = self._grid.refresh(), self._updater.refresh(), self._command.refresh()
@@ -140,9 +146,10 @@ class Controller:
 
     def scan(self, periods: int) -> Outputs:
         """One scan, `periods` scan periods after the one before; what nobody waits for comes after the publish."""
+        dt_ms = periods * self.period_ns / 1e6
         inputs = self._inputs(monotonic_ns())
         self._restarted = False
-        out = self._core.step(inputs, periods * self.period_ns / 1e6)
+        out = self._core.step(inputs, dt_ms)
         for device, on in zip(self._coils, (out.coil_neg, out.coil_pos, out.coil_pre), strict=True):
             device.value = on
         self.scans += 1

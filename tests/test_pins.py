@@ -16,6 +16,7 @@ import gpiozero
 import pytest
 from fake_appliance import zeros
 from fake_kernel import ACTIVE_LOW, FALLING, INPUT, OUTPUT, RISING, SET_VALUES, FakeChip, FakeKernel, FakeLine, kernel
+from rig import settings
 
 from drivers import gpiochip
 from drivers.board import INPUTS, OUTPUTS, Board, BoardError, do_all, open_board
@@ -23,6 +24,7 @@ from drivers.board_file import BoardFile, LineSpec, load
 from drivers.pins import LineFactory
 from firmware import controller, image
 from firmware.guard import Guard
+from firmware.settings_codec import settings_to_json
 from statemachine.signals import Command
 
 __all__ = ["kernel"]
@@ -383,6 +385,24 @@ def test_the_controller_scans_a_real_board_and_does_not_call_it_a_bench(
     assert status is not None
     assert status.interlocks & 0xFF == 0b1000_0010
     assert [rig.output(name).level for name in ("coil_neg", "coil_pos", "coil_pre")] == [0, 0, 0]
+
+
+def test_a_server_that_starts_after_the_controller_still_says_how_often_it_scans(
+    opened: Callable[[str], Board], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr(controller, "CONFIGURATION_WAIT_NS", 0)
+    config, status = image.writer("server")["config"], image.View(image.STATUS, "controller", "status")
+    scanning = controller.Controller(opened("controller"))
+    seen = []
+    for payload in (None, settings(scan_period_ms=50, revision=1), settings(scan_period_ms=20, revision=2)):
+        if payload is not None:
+            config.publish(settings_to_json(payload))
+        scanning.scan(1)
+        found = status.refresh()
+        assert found is not None
+        seen.append((found.settings_revision, found.period_us, scanning.period_ns))
+    assert seen == [(0, 10_000, 10_000_000), (1, 50_000, 50_000_000), (2, 50_000, 50_000_000)]
 
 
 def test_a_command_that_arrives_while_the_scan_reads_its_lines_is_answered_in_this_scan(
