@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from opender import DER, DER_BESS
 
-POINTS = 200
+POINTS = 250
 HZ = 60.0
 S = settings(nominal_frequency=HZ)
 RATED_W = 1e6
