@@ -382,11 +382,11 @@ def test_the_limit_holds_a_discharge_back_at_once_and_names_itself() -> None:
 
 def test_a_limit_reverts_after_its_time_and_tells_it() -> None:
     written = DEFAULT._replace(**LIMIT, limit_revert_s=3.0)
-    rig = Rig(soc=60.0, settings=settings(ramp_up_rate=1.0), grid=written).ready()
+    rig = Rig(soc=60.0, settings=settings(ramp_up_rate=1.0), grid=written, dt_ms=10.0).ready()
     rig.send(mode=Mode.DISCHARGE, c_rate=1.0, target_soc_pct=10.0).scan(100)
     rig.grid = written._replace(limit_version=4)
     rig.scan(1500)
-    assert (rig.o.limit_remaining_s, rig.o.limit_reverted) == pytest.approx((1.5, 3), abs=0.021)
+    assert (rig.o.limit_remaining_s, rig.o.limit_reverted) == pytest.approx((1.5, 3), abs=0.02)
     rig.scan(4000)
     assert (rig.o.limit_remaining_s, rig.o.limit_reverted) == (0.0, 4)
     assert rig.o.demand_w == pytest.approx(0.7 * rated_discharge_w(rig.settings), rel=0.01)
