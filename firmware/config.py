@@ -6,6 +6,7 @@ the only description: the default files and docs/configuration.md are generated 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -298,6 +299,9 @@ def _spelled(text: str, like: object) -> Any:
         return [] if text == "none" else [part.strip() for part in text.split(",")]
     if isinstance(like, bool):
         return _YES_NO.get(text.lower(), text)
+    if isinstance(like, int):
+        with contextlib.suppress(ValueError):
+            return int(text)  # 04 and +4 as well; msgspec takes 4.0
     return float(text) if isinstance(like, float) else text
 
 

@@ -122,6 +122,23 @@ def test_a_bad_value_is_named_with_file_line_value_and_range(
     assert _refusal(etc) == [f"{etc / file}:{number}: {name} = {value}: allowed {allowed}; {_AGAIN}"]
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "value", "taken"),
+    [
+        ("site.conf", "strings", "04", 4), ("site.conf", "strings", "+4", 4), ("site.conf", "strings", "4.0", 4),
+        ("limits.conf", "max_soc", "9e1", 90.0), ("limits.conf", "max_soc", "+90.", 90.0),
+        ("site.conf", "modbus_plain", "No", False), ("site.conf", "modbus_plain", "on", True),
+    ],
+)  # fmt: skip
+def test_a_value_may_be_spelled_in_more_ways_than_one(
+    etc: Path, file: str, name: str, value: str, taken: object
+) -> None:
+    _change(etc / file, name, value)
+    _, site, limits = load(etc)
+    found = getattr(site if file == "site.conf" else limits, name)
+    assert (found, type(found)) == (taken, type(taken))
+
+
 def test_all_errors_of_all_files_are_told_in_the_order_of_their_lines(etc: Path) -> None:
     (etc / "limits.conf").write_bytes(
         b"min_soc = 99\nfoo = 1\nbar\n\xff = 1\nmax_soc = 90\nmax_soc = 91\nbms_port = 3\n"
