@@ -9,6 +9,7 @@ import struct
 import subprocess
 import warnings
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -179,12 +180,18 @@ def test_without_a_client_heartbeat_that_was_once_there_the_current_goes_to_zero
     a.site.write({"HbTmo": 2})
     a.site.write({"CtrlHb": 7})
     a.command(Mode.CHARGE, 0.5, 80.0)
-    a.until(*CHARGING)
+    beats = count(8)
+
+    def beating() -> bool:
+        a.site.write({"CtrlHb": next(beats)})
+        return a.state() in CHARGING
+
+    wait_until(beating, 30, lambda: f"it charges while the heart beats; {a.state()}", pause_s=0.2)
     a.until(State.READY, timeout_s=10)
     wait_until(lambda: abs(a.truth("true_current_a")) < 1.0, 10, "ramp to zero")
     assert int(a.get("StatusBits")) >> StatusBit.HEARTBEAT_LOST & 1
     a.site.write({"HbTmo": 300})
-    a.site.write({"CtrlHb": 8})
+    a.site.write({"CtrlHb": next(beats)})
 
 
 def test_an_orderly_stop_and_start_of_the_command_returns_to_isolated(charging: Appliance) -> None:
