@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
-from drivers.modbus.point import FORMATS, UNIMPLEMENTED
+from drivers.modbus.point import CODERS, UNIMPLEMENTED
 from drivers.modbus.session import ModbusError
 from drivers.section import SectionFile
 from statemachine import grid
@@ -109,7 +109,7 @@ def _encoder(row: Row) -> _Encoder:
     assert row.value is not None
     return _Encoder(
         Sources._fields.index(row.group),
-        struct.Struct(">" + FORMATS[point.type]).pack_into,
+        CODERS[point.type].pack_into,
         2 * (point.address - BASE),
         row.value,
         point.scale,
@@ -359,7 +359,7 @@ class Appliance:
     def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
         if unit != UNIT:
             raise ModbusError(2)
-        self._refresh()
+        self.version()
         host = peer.rpartition(":")[0]
         try:
             if not self._rate.allows(host, monotonic_ns()):

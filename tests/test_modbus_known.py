@@ -121,6 +121,22 @@ def test_a_write_of_another_client_in_the_same_turn_is_seen(bench: Bench) -> Non
         assert bench.peers[writer].recv(300).endswith(write(100, value))
 
 
+def test_when_all_ask_at_once_a_change_is_seen_after_a_few_answers_not_after_all(bench: Bench) -> None:
+    crowd = [socket.create_connection(("127.0.0.1", bench.server.port), 2) for _ in range(30)]
+    while bench.server.connections < 32:
+        bench.server.step(1.0)
+    for peer in crowd:
+        peer.sendall(frame(1, 1, read()))
+    bench.server.step(1.0)
+    bench.bank.change(1, 100, 7)
+    for _ in crowd:
+        bench.server.step(0.0)
+    values = [peer.recv(300)[-2:] for peer in crowd]
+    for peer in crowd:
+        peer.close()
+    assert 1 <= values.count(bytes(2)) <= 8 < values.count(b"\0\7")
+
+
 def test_a_read_behind_half_a_request_is_part_of_that_request(bench: Bench) -> None:
     asked = read()
     assert bench.ask(asked) == words(0)

@@ -10,9 +10,10 @@ from enum import IntEnum
 from typing import Literal
 
 Kind = Literal["uint16", "int16", "uint32", "int32", "uint64", "enum16", "bitfield16", "bitfield32", "string"]
-FORMATS: dict[Kind, str] = {
-    "uint16": "H", "int16": "h", "uint32": "I", "int32": "i", "uint64": "Q", "enum16": "H", "bitfield16": "H",
-    "bitfield32": "I",
+CODERS: dict[Kind, struct.Struct] = {
+    "uint16": struct.Struct(">H"), "int16": struct.Struct(">h"), "uint32": struct.Struct(">I"),
+    "int32": struct.Struct(">i"), "uint64": struct.Struct(">Q"), "enum16": struct.Struct(">H"),
+    "bitfield16": struct.Struct(">H"), "bitfield32": struct.Struct(">I"),
 }  # fmt: skip
 UNIMPLEMENTED: dict[Kind, int] = {
     "uint16": 0xFFFF, "int16": -0x8000, "uint32": 0xFFFFFFFF, "int32": -0x80000000, "uint64": (1 << 64) - 1,
@@ -59,11 +60,11 @@ class Point:
             top = (1 << bits - 1) - 1 if signed else (1 << bits) - 1
             bottom = -(1 << bits - 1) + 1 if signed else 0
             raw = min(top, max(bottom, round(value / self.scale)))
-        return struct.pack(">" + FORMATS[self.type], raw)
+        return CODERS[self.type].pack(raw)
 
     def raw(self, data: bytes | bytearray | memoryview) -> int:
         """The integer in `data`, the point's own bytes."""
-        number: int = struct.unpack(">" + FORMATS[self.type], data)[0]
+        number: int = CODERS[self.type].unpack(data)[0]
         return number
 
     def decode(self, data: bytes | bytearray | memoryview) -> float | str:
@@ -78,7 +79,7 @@ class Point:
 
 def width(type_: Kind) -> int:
     """Registers of a numeric type."""
-    return struct.calcsize(">" + FORMATS[type_]) // 2
+    return CODERS[type_].size // 2
 
 
 CSV_HEADER = "device_id,address,count,name,type,scale,unit,access,min,max,description"

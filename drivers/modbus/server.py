@@ -29,7 +29,8 @@ _RECEIVE_BYTES = 479
 """One turn serves at most this much of one client. More would leave Python's allocator for small objects."""
 _LOOKS = 48
 """Looks at the sockets after a turn, some 15 us, before the server sleeps: to be woken costs both sides more."""
-_MOST_EVENTS = 64
+_MOST_EVENTS = 8
+"""Connections a turn. What the device has new is seen by the next turn, with more by all later."""
 _GONE = select.EPOLLHUP | select.EPOLLERR
 _ACCEPTS = 16  # a turn
 _SWEEP_S = 0.1
