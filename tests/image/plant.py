@@ -142,7 +142,7 @@ def booted(disk: Path, work: Path, credentials: Mapping[str, str] | None = None)
     """Switched on with everything plugged in; `credentials`: more units and drop-ins for it."""
     with rack(work) as bench:
         places = {"bms_host": HOST, "bms_port": bench.bms_port, "pcs_host": HOST, "pcs_port": bench.pcs_port}
-        emulated = {"scan_period_ms": 50, "bms_timeout": 3, "pcs_timeout": 3, "pcs_poll_ms": 100, "bms_poll_ms": 1000,
+        emulated = {"scan_period_ms": 50, "bms_timeout": 3, "pcs_timeout": 3, "pcs_poll_ms": 60, "bms_poll_ms": 1000,
                     "loop_timeout": 1.2, "max_precharges": 100}  # fmt: skip
         more = {**SAME_CORE, **(credentials or {})}
         prepare(work / "seed", {**places, **emulated, "allowed_clients": HOST})
