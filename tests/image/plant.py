@@ -80,7 +80,7 @@ def seed(folder: Path, bench: Rack, **more: object) -> Path:
 
 
 def await_modbus(vm: Vm, timeout_s: float = 60.0) -> float:
-    """Seconds from power-on to the first answer that tells a state. Raises PointError."""
+    """Seconds from power-on to the first answer that tells a state. Raises PointError or VmError."""
     end_s = time.monotonic() + timeout_s * slowness()
     while True:
         try:
@@ -90,6 +90,7 @@ def await_modbus(vm: Vm, timeout_s: float = 60.0) -> float:
         except PointError:
             if time.monotonic() > end_s:
                 raise
+        vm.must_run()
         time.sleep(0.1)
 
 

@@ -257,6 +257,11 @@ class Vm:
                 self.qmp("device_del", id=name)
                 self.qmp("blockdev-del", **{"node-name": name})  # it would keep the file's lock
 
+    def must_run(self) -> None:
+        """Raises VmError when QEMU has ended by itself."""
+        if self._qemu and self._qemu.poll() is not None:
+            raise VmError(f"QEMU ended: {(self.work / 'qemu.log').read_text()[-800:]}")
+
     # The agent
 
     def await_agent(self, timeout_s: float = 60.0) -> float:
@@ -266,8 +271,7 @@ class Vm:
             with contextlib.suppress(OSError, VmError):
                 if self.run("true", 5.0).rc == 0:
                     return time.monotonic() - self.started_s
-            if self._qemu and self._qemu.poll() is not None:
-                raise VmError(f"QEMU ended: {(self.work / 'qemu.log').read_text()[-800:]}")
+            self.must_run()
             self._hang_up()
             time.sleep(0.2)
         raise VmError(f"no test agent after {timeout_s * slowness():g} s; console:\n{self.console()[-3000:]}")
