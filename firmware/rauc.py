@@ -141,12 +141,23 @@ def booted(cmdline: str) -> int:
     return _SLOTS.get(names[-1], 0) if names else 0
 
 
+def _environment(grubenv: Path | None) -> dict[str, str]:
+    """The bootloader's variables; none when they cannot be read."""
+    try:
+        lines = grubenv.read_text("ascii", "replace").splitlines() if grubenv else []
+    except OSError:
+        return {}
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
 def tries_left(grubenv: Path | None, slot: int) -> int:
     """Starts left to `slot` after this one; -1 when that cannot be read."""
     name = next((name for name, number in _SLOTS.items() if number == slot), "")
-    try:
-        lines = grubenv.read_text("ascii", "replace").splitlines() if grubenv and name else []
-    except OSError:
-        return -1
-    used = next((text.partition("=")[2] for text in lines if text.startswith(f"{name}_TRY=")), "")
+    used = _environment(grubenv).get(f"{name}_TRY", "")
     return max(0, TRIES - int(used)) if used.isdecimal() else -1
+
+
+def first(grubenv: Path | None) -> int:
+    """The slot that the bootloader starts as long as it has tries left; 0 when that cannot be read."""
+    found = _environment(grubenv)
+    return next((_SLOTS.get(name, 0) for name in found.get("ORDER", "").split() if found.get(f"{name}_OK") == "1"), 0)

@@ -51,6 +51,7 @@ class UpdateResult(IntEnum):
     CHECK_FIREWALL = 63
     CHECK_SCAN = 64
     CHECK_MARK = 65
+    FELL_BACK = 66
 
 
 R = UpdateResult
@@ -86,5 +87,7 @@ TEXT: dict[UpdateResult, str] = {
     R.CHECK_FIREWALL: "taken back: the firewall was not loaded in the new version",
     R.CHECK_SCAN: "taken back: the scan was not on time in the new version",
     R.CHECK_MARK: "taken back: the new version passed its self-test, but could not be marked good",
+    R.FELL_BACK: "the version in use did not come up in three starts (power cuts, or its slot is damaged); the one in "
+    "the other slot runs; put the newer one on a stick",
 }
 assert set(TEXT) == set(UpdateResult)

@@ -167,6 +167,9 @@ class Agent:
                 self._bundle.unlink(missing_ok=True)
         if r.boot == m.boot or r.phase == Phase.IDLE:
             self._hold = r.phase != Phase.IDLE
+            if r.phase == Phase.IDLE and r.result != UpdateResult.FELL_BACK and self._fell_back():
+                self._save(rolled_back=1)
+                self._tell(UpdateResult.FELL_BACK, f"slot {'?AB'[m.slot]} runs")
         elif m.slot and m.slot == r.slot:
             self._hold = True
             self._save(phase=Phase.TRIAL, boot=m.boot)
@@ -177,6 +180,12 @@ class Agent:
             self._save(phase=Phase.IDLE, boot=m.boot, rolled_back=1, taken_back=r.root)
             self._tell(UpdateResult(r.why), f"slot {'?AB'[m.slot]} runs again")
         self._publish()
+
+    def _fell_back(self) -> bool:
+        """The bootloader would start the other slot if that had a start left, and it was not taken back by us."""
+        r, slot = self._record, self._machine.slot
+        first = rauc.first(self._machine.system.grubenv)
+        return bool(slot and first) and first != slot and not (r.slot == first and r.root == r.taken_back)
 
     # the self-test
 
@@ -200,8 +209,8 @@ class Agent:
         for text in migrate(self._machine.config):
             self._log.add(0, text=f"CONFIG {text}")
         if trial:
-            self._hold = False
-            self._save(phase=Phase.IDLE)
+            self._hold, r = False, self._record
+            self._save(phase=Phase.IDLE, taken_back=0 if r.taken_back == r.root else r.taken_back)
             self._tell(UpdateResult.CONFIRMED, self._machine.running)
 
     def _lacking(self) -> UpdateResult | None:

@@ -47,6 +47,7 @@ class Rack:
         self.on_beat: Callable[[], None] = lambda: None
         self.during_install: Callable[[], None] = lambda: None
         self.site, self.slot, self.boot, self.running = Site(**site), slot, boot, RUNNING
+        self.grubenv = directory / "grubenv"
         self.stick = directory / "stick"
         self.stick.mkdir(exist_ok=True)
         self.writers = {name: writer(name) for name in ("controller", "guard")}
@@ -60,7 +61,7 @@ class Rack:
         """The agent's process, again."""
         self.files = writer("updater")
         machine = Machine(
-            System(self.directory / "system.conf", COMPATIBLE, self.directory / "pki" / "site CA.crt", None),
+            System(self.directory / "system.conf", COMPATIBLE, self.directory / "pki" / "site CA.crt", self.grubenv),
             self.slot, self.boot, self.running, self.stick, self.directory / "config", self.directory / "state",
         )  # fmt: skip
         tools = Tools(
@@ -483,6 +484,58 @@ def test_a_new_version_that_never_came_up_is_told_and_entering_service_ends_the_
     assert rack.result is R.NOT_BOOTED, "the register keeps the reason"
 
 
+USED_UP = "ORDER=B A\nA_OK=1\nA_TRY=0\nB_OK=1\nB_TRY=3\n"
+
+
+def _told(rack: Rack, result: R) -> int:
+    return sum(event.a == result for event in rack.events.new() if event.kind == EventKind.UPDATE)
+
+
+def test_a_slot_in_use_that_used_up_its_starts_is_told_once_and_shown_until_service(rack: Rack) -> None:
+    _set(rack, state=State.ISOLATED)
+    rack.grubenv.write_text(USED_UP)
+    rack.reboot(1)
+    assert (rack.result, rack.held, _told(rack, R.FELL_BACK)) == (R.FELL_BACK, False, 1)
+    assert rack.hold.refresh() == (False, True)
+    assert rack.look(30).done == ["good"]
+    rack.reboot(1)
+    assert _told(rack, R.FELL_BACK) == 0
+    _set(rack, state=State.SERVICE)
+    rack.look(2)
+    assert rack.hold.refresh() == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("slot", "text"),
+    [
+        (2, USED_UP),  # the first one runs
+        (1, USED_UP.replace("ORDER=B A", "ORDER=A B")),
+        (1, USED_UP.replace("B_OK=1", "B_OK=0")),  # marked bad: not to be started
+        (1, ""),  # lost, made anew by and by
+        (0, USED_UP),  # a unit without slots
+    ],
+)
+def test_a_slot_that_runs_as_it_should_is_not_told(rack: Rack, slot: int, text: str) -> None:
+    rack.grubenv.write_text(text)
+    rack.reboot(slot)
+    assert (rack.result, _told(rack, R.FELL_BACK)) == (R.NONE, 0)
+
+
+def test_a_version_that_was_taken_back_stays_told_as_that(rack: Rack) -> None:
+    rack.grubenv.write_text(USED_UP)
+    _came_back(rack, Phase.INSTALLED, 1)
+    rack.reboot(1)
+    assert rack.result is R.NOT_BOOTED
+
+
+def test_what_was_taken_back_once_and_is_confirmed_since_is_in_use(rack: Rack) -> None:
+    rack.grubenv.write_text(USED_UP)
+    _came_back(rack, Phase.INSTALLED, 2, taken_back=77)
+    rack.look(30)
+    rack.reboot(1)
+    assert rack.result is R.FELL_BACK
+
+
 def test_a_cut_during_the_installation_is_told_and_the_old_version_goes_on(rack: Rack) -> None:
     _came_back(rack, Phase.INSTALLING, 1)
     assert (rack.result, rack.held) == (R.INSTALL_FAILED, False)
@@ -635,6 +688,21 @@ def test_the_starts_that_are_left_are_read_from_the_bootloader(tmp_path: Path, t
         path.write_text(f"# GRUB Environment Block\n{text}")
     assert rauc.tries_left(path, 2) == left
     assert rauc.tries_left(None, 2) == rauc.tries_left(path, 0) == -1
+
+
+@pytest.mark.parametrize(
+    ("text", "slot"),
+    [(USED_UP, 2), ("ORDER=A B\nA_OK=0\nB_OK=1\n", 2), ("ORDER=A B\nA_OK=1\n", 1), ("ORDER=A B\n", 0),
+     ("ORDER=C\nC_OK=1\n", 0), ("A_OK=1\n", 0), (None, 0)],
+)  # fmt: skip
+def test_the_slot_that_the_bootloader_prefers_is_the_first_good_one(
+    tmp_path: Path, text: str | None, slot: int
+) -> None:
+    path = tmp_path / "grubenv"
+    if text is not None:
+        path.write_text(f"# GRUB Environment Block\n{text}####")
+    assert rauc.first(path) == slot
+    assert rauc.first(None) == 0
 
 
 def test_what_rauc_needs_is_read_from_its_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from math import nan
 from pathlib import Path
 
+from firmware.points import PointClient, PointError
+from firmware.registers import POINT
+from firmware.update_codes import UpdateResult
+
 from .disks import machines, partitions
-from .plant import Row, await_modbus
+from .plant import Row, await_modbus, awaited
 from .vm import ESP_AT_MIB, ESP_MIB, MIB, Vm, call
 
 GRUBENV = "::EFI/ems/grubenv"
@@ -40,6 +46,18 @@ def _booted(vm: Vm) -> tuple[str, str]:
     return slot[-1], " ".join(line for line in listed.splitlines() if "machine_id" not in line)
 
 
+def _told(vm: Vm) -> UpdateResult:
+    """What the update agent says of it."""
+
+    def result() -> float:
+        with contextlib.suppress(PointError), PointClient("127.0.0.1", vm.modbus_port, POINT, 5.0) as client:
+            return client.read("UpdResult")["UpdResult"]
+        return nan
+
+    awaited(lambda: result() == result(), 120.0, "the update agent")
+    return UpdateResult(int(result()))
+
+
 def rotten_root(vm: Vm, disk: Path) -> Row:
     """dm-verity panics while slot A starts; three tries, then B."""
     both_slots(vm, disk)
@@ -50,9 +68,10 @@ def rotten_root(vm: Vm, disk: Path) -> Row:
     took_s = await_modbus(vm, 240.0)
     slot, env = _booted(vm)
     panics = vm.console().count("Kernel panic")
-    ok = slot == "B" and panics == 3
-    return Row("a root slot that rotted: the other one starts", ok,
-               f"{panics} panics, slot {slot} answers after {took_s:.0f} s, {env}")  # fmt: skip
+    told = _told(vm)
+    ok = slot == "B" and panics == 3 and told is UpdateResult.FELL_BACK
+    return Row("a root slot that rotted: the other one starts, and says so", ok,
+               f"{panics} panics, slot {slot} answers after {took_s:.0f} s, {told.name}, {env}")  # fmt: skip
 
 
 def rotten_boot(vm: Vm, disk: Path) -> Row:
@@ -62,8 +81,10 @@ def rotten_boot(vm: Vm, disk: Path) -> Row:
     vm.start()
     took_s = await_modbus(vm, 120.0)
     slot, env = _booted(vm)
-    return Row("a boot slot that rotted: the other one starts", slot == "B",
-               f"slot {slot} answers after {took_s:.0f} s, {env}")  # fmt: skip
+    told = _told(vm)
+    ok = slot == "B" and told is UpdateResult.FELL_BACK
+    return Row("a boot slot that rotted: the other one starts, and says so", ok,
+               f"slot {slot} answers after {took_s:.0f} s, {told.name}, {env}")  # fmt: skip
 
 
 def lost_environment(vm: Vm, disk: Path) -> Row:
