@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, OPEN, SCENE
+from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, OPEN, SCENE, in_image
 from .row import row as _row
 from .row import tests as _t
 
@@ -102,7 +102,7 @@ COMMS = (
          ELSEWHERE + "no netem in this kernel: a relay of the suite makes the weather"),
     _row("C24", "A stranger commands the rack",
          "Only the management network reaches the port.",
-         "firmware.server:main", IMAGE, ELSEWHERE + "the firewall is part of the image"),
+         "firmware.server:main", IMAGE, in_image("wall")),
     _row("C25", "A replayed command closes contactors",
          "A sequence number from before a stop is old after it, whatever it commanded; a frame counts once.",
          "statemachine.wishes:step", CORE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, SCENE, VM
+from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, SCENE, VM, in_image
 from .row import row as _row
 from .row import tests as _t
 
@@ -14,13 +14,13 @@ POWER = (
          *_t("freeze_frame", "a_power_cut_at_any_byte_leaves_what_was_kept_or_the_new_one_as_well")),
     _row("W2", "A power cut at any time leaves no bootable unit",
          "It boots, file systems clean, journal valid.",
-         "firmware.journal:Journal", IMAGE, VM),
+         "firmware.journal:Journal", IMAGE, in_image("cuts disks")),
     _row("W3", "A train of brown-outs wears or degrades",
-         "Twenty short cuts change no slot.",
-         "firmware.store:load", IMAGE, VM),
+         "Twenty short cuts before the boot loader change no slot; three that end a boot in a row do, and it is told.",
+         "firmware.rauc:first", IMAGE, in_image("slots")),
     _row("W4", "A cut during an update",
          "The old slot boots, the update can be repeated.",
-         "firmware.store:load", IMAGE, VM),
+         "firmware.updater:Agent", IMAGE, in_image("cuts")),
     _row("W5", "A cut between activation and confirmation",
          "A defined slot boots.",
          "firmware.store:load", IMAGE, VM),
@@ -29,7 +29,7 @@ POWER = (
          "statemachine.detect:watchdog", IMAGE, VM),
     _row("W7", "A bad bundle is installed",
          "Refused before anything is written.",
-         "firmware.store:load", IMAGE, VM),
+         "firmware.bundle:read_through", IMAGE, in_image("updates")),
     _row("W8", "Contactors close on power-up",
          "With a latched trip and a waiting charge command nothing closes; the latch is there again after the power "
          "cycle.",
@@ -41,7 +41,7 @@ POWER = (
     _row("W10", "The data partition is destroyed",
          "The store says that it is damaged and can be written again.",
          "firmware.store:load", CORE, *_t("store", "damaged_slots_are_told_and_can_be_saved_over"),
-         ELSEWHERE + "that the partition is made again is part of the image"),
+         in_image("disks")),
 )  # fmt: skip
 
 OPERATOR = (
@@ -72,7 +72,7 @@ OPERATOR = (
          "SERVICE, the only state that permits it, is entered with open contactors only and energises nothing.",
          "statemachine.core:_enter", CORE,
          *_t("core_cycle", "service_is_entered_from_isolated_only_and_cannot_energise"),
-         ELSEWHERE + "the update itself is part of the image"),
+         in_image("trouble")),
     _row("O8", "A remote START surprises somebody at the rack",
          "Kill-switch, open interlock and tamper keep it open; so does the key switch at LOCAL, which also stops it.",
          "statemachine.core:_permit", CORE, *_t("core_faults", "the_kill_chain_acts_in_the_same_scan_in_every_state"),

@@ -12,6 +12,11 @@ ELSEWHERE, OPEN = "not exercised here: ", "not promised: "
 VM = ELSEWHERE + "needs the flashed image in a virtual machine"
 
 
+def in_image(part: str) -> str:
+    """The reason of a hazard that a part of the image's own tests exercises."""
+    return f'{ELSEWHERE}the image in a virtual machine shows it, make test-image PARTS="{part}" (image.md)'
+
+
 class Row(NamedTuple):
     id: str
     hazard: str

@@ -1,8 +1,9 @@
-"""What the boot loader makes of a slot that rotted and of an environment that is lost. No adapter is plugged in."""
+"""What the boot loader makes of rotten slots, power cuts and a lost environment. No adapter is plugged in."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from math import nan
 from pathlib import Path
@@ -16,6 +17,9 @@ from .plant import Row, await_modbus, awaited
 from .vm import ESP_AT_MIB, ESP_MIB, MIB, Vm, call
 
 GRUBENV = "::EFI/ems/grubenv"
+BOOT_LOADER, KERNEL = "Welcome to GRUB!", "Loading, please wait..."
+"""What the console says when they begin."""
+SHORT_CUTS, LONGEST_S = 20, 1.0
 EVERY, ROT = 3 * MIB, 4096
 """Rot has this many bytes in every so many."""
 
@@ -98,7 +102,39 @@ def lost_environment(vm: Vm, disk: Path) -> Row:
                f"slot {slot} answers after {took_s:.0f} s, {env}")  # fmt: skip
 
 
-CHECKS: tuple[Callable[[Vm, Path], Row], ...] = (lost_environment, rotten_boot, rotten_root)
+def brown_outs(vm: Vm, disk: Path) -> Row:
+    """Twenty power cuts before the boot loader: slot A is not tried once. Nothing confirms a boot without adapters."""
+    both_slots(vm, disk)
+    for number in range(1, SHORT_CUTS + 1):
+        vm.start()
+        time.sleep(LONGEST_S * number / SHORT_CUTS)  # the time itself is what is tested
+        vm.cut_power()
+    reached = vm.console().count(BOOT_LOADER)
+    vm.start()
+    took_s = await_modbus(vm)
+    slot, env = _booted(vm)
+    ok = not reached and slot == "A" and "A_TRY=1" in env
+    return Row(f"{SHORT_CUTS} power cuts within {LONGEST_S:g} s change no slot", ok,
+               f"boot loader reached {reached} times, slot {slot} answers after {took_s:.0f} s, {env}")  # fmt: skip
+
+
+def cut_boots(vm: Vm, disk: Path) -> Row:
+    """Three boots in a row that are cut behind the boot loader: they have used up slot A."""
+    both_slots(vm, disk)
+    for number in range(1, 4):
+        vm.start()
+        awaited(lambda: vm.console().count(KERNEL) == number, 120.0, "the kernel")  # noqa: B023
+        vm.cut_power()
+    vm.start()
+    took_s = await_modbus(vm)
+    slot, env = _booted(vm)
+    told = _told(vm)
+    return Row("three boots in a row are cut: the other slot starts, and says so",
+               slot == "B" and told is UpdateResult.FELL_BACK,
+               f"slot {slot} answers after {took_s:.0f} s, {told.name}, {env}")  # fmt: skip
+
+
+CHECKS: tuple[Callable[[Vm, Path], Row], ...] = (lost_environment, brown_outs, cut_boots, rotten_boot, rotten_root)
 
 
 def slots(disk: Path, work: Path) -> Iterator[Row]:
