@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, SCENE, VM, in_image
+from .row import CORE, DRIVER, ELSEWHERE, IMAGE, LIVE, SCENE, in_image
 from .row import row as _row
 from .row import tests as _t
 
@@ -23,10 +23,10 @@ POWER = (
          "firmware.updater:Agent", IMAGE, in_image("cuts")),
     _row("W5", "A cut between activation and confirmation",
          "A defined slot boots.",
-         "firmware.store:load", IMAGE, VM),
+         "firmware.updater:Agent", IMAGE, in_image("cuts")),
     _row("W6", "A new image hangs",
          "Watchdog and boot count lead back to the old slot.",
-         "statemachine.detect:watchdog", IMAGE, VM),
+         "firmware.updater:Agent", IMAGE, in_image("updates trouble")),
     _row("W7", "A bad bundle is installed",
          "Refused before anything is written.",
          "firmware.bundle:read_through", IMAGE, in_image("updates")),

@@ -9,7 +9,6 @@ SCENE = "scenario"
 """Shown by an injection of this package under the row's id."""
 ELSEWHERE, OPEN = "not exercised here: ", "not promised: "
 """With the reason."""
-VM = ELSEWHERE + "needs the flashed image in a virtual machine"
 
 
 def in_image(part: str) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from firmware.update_codes import UpdateResult, UpdateState
 from statemachine.states import CLOSED, OPEN, State
 
-from .faults import PATIENCE_S, charging, commissioned, isolated, opened_after, recover, settled
+from .faults import PATIENCE_S, charging, commissioned, isolated, opened_after, recover, restarted, settled
 from .plant import Booted, Row, await_modbus, awaited, made, rows
 from .updates import LENIENT, Bundles, kept, result, service, stick
 from .vm import VmError
@@ -104,6 +104,26 @@ def under_install(dice: random.Random, image: Path, a: Booted) -> Row:
     return Row("power cut in an install", ok, f"{at.name} at {share} %: {why.name if why else None}, slot {slot:g}")
 
 
+def on_trial(image: Path, a: Booted) -> Row:
+    """Between the restart into the new version and its self-test: it starts again, and is confirmed then."""
+    if a.state() is not State.ISOLATED:
+        recover(a)
+    service(a)
+    before, slot = kept_now(a), a.get("UpdSlot")
+    with a.vm.stick(image):
+        awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 4 * PATIENCE_S, "RESTARTING")
+        restarted(a, a.vm.must_run)
+        tried = a.vm.out("cat /proc/cmdline")
+        a.vm.cut_power()
+    on_again(a)
+    awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
+    after = kept_now(a)
+    recover(a)
+    ok = a.get("UpdSlot") != slot and after.digest == before.digest and not after.broken and not after.flawed
+    seen = f"slot {slot:g}, cut in {tried.partition('rauc.slot=')[2][:1]}, slot {a.get('UpdSlot'):g} CONFIRMED"
+    return Row("power cut between restart and confirmation: the new version starts again", ok, seen)
+
+
 def cuts(disk: Path, work: Path) -> Iterator[Row]:
     """One rack, one disk, many boots; the first that fails ends it, with its seed."""
     seed = int.from_bytes(os.urandom(4))
@@ -112,6 +132,7 @@ def cuts(disk: Path, work: Path) -> Iterator[Row]:
     charge, install = partial(under_charge, dice), partial(under_install, dice, image)
     trials = [(install, n, INSTALLS) for n in range(INSTALLS)] + [(charge, n, CUTS) for n in range(CUTS)]
     trials.sort(key=lambda trial: trial[1])
+    trials.append((partial(on_trial, image), 0, 1))
     with settled(disk, work, LENIENT) as a:
         yield from rows(a, (isolated, commissioned), recover)
         for kind, number, of in trials:

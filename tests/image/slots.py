@@ -14,7 +14,7 @@ from firmware.update_codes import UpdateResult
 
 from .disks import machines, partitions
 from .plant import Row, await_modbus, awaited
-from .vm import ESP_AT_MIB, ESP_MIB, MIB, Vm, call
+from .vm import ESP_AT_MIB, ESP_MIB, MIB, PANIC, Vm, call
 
 GRUBENV = "::EFI/ems/grubenv"
 BOOT_LOADER, KERNEL = "Welcome to GRUB!", "Loading, please wait..."
@@ -71,7 +71,7 @@ def rotten_root(vm: Vm, disk: Path) -> Row:
     vm.start()
     took_s = await_modbus(vm, 240.0)
     slot, env = _booted(vm)
-    panics = vm.console().count("Kernel panic")
+    panics = vm.console().count(PANIC)
     told = _told(vm)
     ok = slot == "B" and panics == 3 and told is UpdateResult.FELL_BACK
     return Row("a root slot that rotted: the other one starts, and says so", ok,

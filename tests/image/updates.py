@@ -19,9 +19,10 @@ from statemachine.states import State
 
 from .faults import PATIENCE_S, charging, commissioned, isolated, recover, restarted, settled, to_isolated
 from .plant import Booted, Row, awaited, late, rows
-from .vm import MIB, call
+from .vm import MIB, PANIC, call
 
 LABEL, NEWER = "EMS-UPDATE", "99991231-test"
+ROT_EVERY = 3 * MIB
 LENIENT = {"systemd.unit-dropin.ems-updater.service~test": "[Service]\nEnvironment=EMS_LATE_SHARE=0.5\n"}
 """An emulated processor is late more often than the self-test allows."""
 
@@ -86,6 +87,17 @@ class Bundles:
             file.truncate(path.stat().st_size // 2)
         return path
 
+    def rotten(self) -> Path:
+        """Signed as it is, and no kernel that checks its root can start it."""
+        root, whole = self._content / "root.img", self._work / "whole.img"
+        root.rename(whole)
+        with whole.open("rb") as source, root.open("wb") as target:
+            while chunk := source.read(ROT_EVERY):
+                target.write(bytes(4096) + chunk[4096:])
+        made = self.made("rotten", version="99991231-rotten")
+        whole.rename(root)
+        return made
+
 
 def stick(bundle: Path) -> Path:
     """A FAT stick with that bundle."""
@@ -101,7 +113,7 @@ def stick(bundle: Path) -> Path:
 STICKS: dict[str, Callable[[Bundles], Path]] = {
     "stranger": Bundles.by_a_stranger, "tampered": Bundles.tampered, "truncated": Bundles.truncated,
     "other": lambda b: b.made("other", compatible="ems-edge-other"), "good": lambda b: b.made("good"),
-    "worse": lambda b: b.made("worse", version="99991231-worse"),
+    "rotten": Bundles.rotten, "worse": lambda b: b.made("worse", version="99991231-worse"),
 }  # fmt: skip
 Sticks = Mapping[str, Path]
 """All of them are made before the machine is on: it shares the processors."""
@@ -182,6 +194,22 @@ def installed(a: Booted, sticks: Sticks) -> Row:
     return Row("a good bundle is installed, restarted into, confirmed; the rack charges", ok, seen)
 
 
+def never_boots(a: Booted, sticks: Sticks) -> Row:
+    """The new version's kernel panics in each of its three starts: the version before comes back and says why."""
+    start, old, panics = time.monotonic(), a.get("UpdSlot"), a.vm.console().count(PANIC)
+    service(a)
+    with a.vm.stick(sticks["rotten"]):
+        awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.RESTARTING), 2 * PATIENCE_S, "RESTARTING")
+        restarted(a, a.vm.must_run)
+        awaited(lambda: result(a) is UpdateResult.NOT_BOOTED, 20 * PATIENCE_S, lambda: f"NOT_BOOTED; {result(a)}")
+    slot, panics = a.get("UpdSlot"), a.vm.console().count(PANIC) - panics
+    recover(a)
+    charging(a)
+    to_isolated(a)
+    seen = f"{panics} panics, slot {slot:g} again after {time.monotonic() - start:.0f} s, charges"
+    return Row("a version that never comes up is taken back, with its reason", slot == old and panics == 3, seen)
+
+
 def taken_back(a: Booted, sticks: Sticks) -> Row:
     """The new version finds no board: its self-test fails, the version before comes back and says why."""
     start, old = time.monotonic(), a.get("UpdSlot")
@@ -207,6 +235,7 @@ CHECKS: tuple[Callable[[Booted, Sticks], Row], ...] = (
     _refused("truncated", UpdateResult.TRUNCATED),
     _refused("other", UpdateResult.COMPATIBLE),
     installed,
+    never_boots,
     taken_back,
 )  # fmt: skip
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, cast
 
+PANIC = "Kernel panic"
+"""What the console says of it."""
 MIB = 1 << 20
 ESP_AT_MIB, ESP_MIB = 1, 64
 HOST = "10.0.2.2"
