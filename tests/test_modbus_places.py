@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +20,7 @@ from drivers.modbus.adu import AduReader, frame
 from drivers.modbus.server import StrictServer
 
 READ = frame(1, 1, bytes.fromhex("0300640001"))
+WRITE = frame(1, 1, bytes.fromhex("0600650007"))
 ANSWER_BYTES = 11
 
 
@@ -41,15 +46,74 @@ def peers(server: StrictServer, count: int, host: str = "127.0.0.1") -> Iterator
         yield made
 
 
+def waiting(peers: list[socket.socket]) -> list[int]:
+    """Bytes that have come for each and were not read yet."""
+    return [int.from_bytes(fcntl.ioctl(peer, termios.FIONREAD, bytes(4)), sys.byteorder) for peer in peers]
+
+
 def answered(server: StrictServer, peer: socket.socket) -> bool:
-    """Whether a request is answered in two turns."""
+    """Whether a request is answered in the turns that 32 others take."""
     with contextlib.suppress(ConnectionError):
         peer.sendall(READ)
         server.step(0.5)
-        server.step()
+        for _ in range(32 // 8):
+            server.step()
         peer.setblocking(False)
         return len(peer.recv(300)) == ANSWER_BYTES
     return False
+
+
+def test_who_has_written_is_served_before_those_who_only_read() -> None:
+    with stepped() as server, peers(server, 31) as (writer, *readers):
+        writer.sendall(WRITE)
+        server.step(1.0)
+        assert writer.recv(300) == WRITE
+        server.step()  # nobody is ready any more
+        for peer in (*readers, writer):
+            peer.sendall(READ)
+        server.step(1.0)
+        assert len(writer.recv(300)) == ANSWER_BYTES
+        assert waiting(readers[-1:]) == [0]
+
+
+def test_those_who_write_all_the_time_keep_no_reader_waiting() -> None:
+    with stepped() as server, peers(server, 32) as (reader, *writers):
+        for peer in writers:
+            peer.sendall(WRITE)
+        while not all(waiting(writers)):
+            server.step(1.0)
+        for peer in writers:
+            assert peer.recv(300) == WRITE
+        for peer in (*writers, reader):
+            peer.sendall(WRITE if peer is not reader else READ)
+        server.step(1.0)
+        assert len(reader.recv(300)) == ANSWER_BYTES
+        assert 0 < sum(map(bool, waiting(writers))) <= 8
+
+
+def test_a_write_that_is_refused_puts_nobody_first() -> None:
+    with stepped() as server, peers(server, 31) as (stranger, *readers):
+        stranger.sendall(frame(1, 1, WRITE[7:-1]))  # half a register
+        server.step(1.0)
+        assert stranger.recv(300)[7] == 0x86
+        server.step()  # nobody is ready any more
+        for peer in (*readers, stranger):
+            peer.sendall(READ)
+        server.step(1.0)
+        assert waiting([stranger]) == [0]
+
+
+def test_a_writer_that_leaves_or_stalls_is_let_go_as_anybody_else() -> None:
+    with stepped(idle_s=0.2) as server, peers(server, 2) as (leaves, idles):
+        for peer in (leaves, idles):
+            peer.sendall(WRITE)
+            server.step(1.0)
+            assert peer.recv(300) == WRITE
+        leaves.close()
+        end_s = time.monotonic() + 5.0
+        while server.connections and time.monotonic() < end_s:
+            server.step(0.05)
+        assert (server.connections, server.counters.timed_out) == (0, 1)
 
 
 def test_when_all_places_are_taken_who_was_silent_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""Strict Modbus sessions on TCP: one thread, one epoll, bounds on connections, time and memory.
+"""Strict Modbus sessions on TCP: one thread, one epoll inside another, bounds on connections, time and memory.
 
-`step` serves what is ready, each client at most one receive a turn, so that nobody waits for a greedy one. The server's
-own descriptor is readable when there is something to do: it lives in any other loop. A client that does not take its
-answers is not read from.
+`step` serves what is ready, each client at most one receive a turn, so that nobody waits for a greedy one. Clients that
+have written come first in a turn, up to as many as there are of the others: who commands does not queue behind who only
+reads. The server's own descriptor is readable when there is something to do: it lives in any other loop. A client that
+does not take its answers is not read from.
 
 Most requests were asked before: until the device changes, the answer to a read differs in its transaction only. `step`
 gives such answers itself, without a call, and leaves everything else to the connection.
@@ -30,7 +31,7 @@ _RECEIVE_BYTES = 479
 _LOOKS = 48
 """Looks at the sockets after a turn, some 15 us, before the server sleeps: to be woken costs both sides more."""
 _MOST_EVENTS = 8
-"""Connections a turn. What the device has new is seen by the next turn, with more by all later."""
+"""Connections of a kind in a turn. What the device has new is seen by the next turn, with more by all later."""
 _GONE = select.EPOLLHUP | select.EPOLLERR
 _ACCEPTS = 16  # a turn
 _SWEEP_S = 0.1
@@ -39,12 +40,12 @@ _LEFT_S = 5.0
 
 
 class _Connection:
-    __slots__ = ("_closing", "_fd", "_server", "_session", "_sock", "half_since", "heard", "host", "known",
+    __slots__ = ("_closing", "_fd", "_server", "_session", "_sock", "epoll", "half_since", "heard", "host", "known",
                  "stalled_since", "unsent")  # fmt: skip
 
     def __init__(self, server: StrictServer, sock: socket.socket, peer: str) -> None:
         self._server, self._sock, self._fd = server, sock, sock.fileno()
-        self.known = server.known
+        self.known, self.epoll = server.known, server.readers
         self._session = Session(server.device, peer, server.counters, server.device_failed, server.known)
         self._closing = False
         self.host = peer.rpartition(":")[0]
@@ -74,8 +75,12 @@ class _Connection:
         self.give(answers)
 
     def _clock(self, answered: bool) -> None:
-        """Notes when something was heard, and since when half a request is held."""
+        """Notes when something was heard, since when half a request is held, and whether it writes."""
         now = self.heard = self._server.now
+        if self._session.wrote and self.epoll is self._server.readers:
+            self.epoll.unregister(self._fd)
+            self.epoll = self._server.writers
+            self.epoll.register(self._fd, EPOLLIN)
         if not self._session.pending:
             self.half_since = None
         elif answered or self.half_since is None:
@@ -97,7 +102,7 @@ class _Connection:
     def _wait(self, unsent: bytes) -> None:
         if not self.unsent:
             self.stalled_since = self._server.now
-            self._server.watch(self._fd, select.EPOLLOUT)
+            self.epoll.modify(self._fd, select.EPOLLOUT)
         self.unsent = unsent
 
     def _go_on(self) -> None:
@@ -108,11 +113,12 @@ class _Connection:
             self.stalled_since = stalled
         elif not self._closing:
             self.stalled_since = None
-            self._server.watch(self._fd, EPOLLIN)
+            self.epoll.modify(self._fd, EPOLLIN)
 
     def drop(self) -> None:
         """Closes at once; what was not taken is thrown away."""
-        self._server.forget(self._fd)
+        if self._server.forget(self._fd):
+            self.epoll.unregister(self._fd)
         self._sock.close()
 
 
@@ -181,7 +187,9 @@ class StrictServer:
         self._open: dict[int, _Connection] = {}
         self._failure_logged, self._looks = -1.0, 0
         self._sweep_due = self.now + _SWEEP_S
-        self._epoll = select.epoll()
+        self.readers, self.writers = select.epoll(), select.epoll()  # of connections; the first has all else as well
+        self.readers.register(self.writers, EPOLLIN)
+        self._written = self.writers.fileno(), EPOLLIN
         self._listeners: dict[int, tuple[socket.socket, Callable[[], ssl.SSLContext] | None]] = {}
         self.port = self.listen(host, port)
 
@@ -191,7 +199,7 @@ class StrictServer:
         listener = socket.create_server((host, port), family=family, backlog=64)
         listener.setblocking(False)
         self._listeners[listener.fileno()] = listener, context
-        self._epoll.register(listener, EPOLLIN)
+        self.readers.register(listener, EPOLLIN)
         return int(listener.getsockname()[1])
 
     @property
@@ -201,7 +209,7 @@ class StrictServer:
 
     def fileno(self) -> int:
         """Readable when `step` has something to do."""
-        return self._epoll.fileno()
+        return self.readers.fileno()
 
     def serve(self, until_s: float) -> None:
         """Turns until that time of CLOCK_MONOTONIC."""
@@ -248,13 +256,16 @@ class StrictServer:
             self._sweep(now)
 
     def _wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        poll = self._epoll.poll
+        ready: list[tuple[int, int]] = []
+        poll = self.readers.poll
         for _ in range(self._looks):
             if ready := poll(0.0, _MOST_EVENTS):
-                return ready
-        ready = poll(timeout_s, _MOST_EVENTS)
+                break
+        ready = ready or poll(timeout_s, _MOST_EVENTS)
         self._looks = _LOOKS if ready else 0
-        return ready
+        if len(ready) < _MOST_EVENTS and self._written not in ready:
+            return ready
+        return self.writers.poll(0.0, _MOST_EVENTS) + ready
 
     def close(self) -> None:
         """Stops listening and drops every connection."""
@@ -262,14 +273,12 @@ class StrictServer:
             connection.drop()
         for listener, _ in self._listeners.values():
             listener.close()
-        self._epoll.close()
+        self.readers.close()
+        self.writers.close()
 
-    def watch(self, fd: int, events: int) -> None:
-        self._epoll.modify(fd, events)
-
-    def forget(self, fd: int) -> None:
-        if self._open.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+    def forget(self, fd: int) -> bool:
+        """Whether it was open until now."""
+        return self._open.pop(fd, None) is not None
 
     def device_failed(self, error: Exception) -> None:
         """Logs a failure of the device, at most one a second."""
@@ -295,7 +304,7 @@ class StrictServer:
             peer = f"{address[0]}:{address[1]}"
             secure = _SecureConnection(self, sock, peer, context()) if context is not None else None
             self._open[sock.fileno()] = secure or _Connection(self, sock, peer)
-            self._epoll.register(sock, EPOLLIN)
+            self.readers.register(sock, EPOLLIN)
 
     def _room(self, preferred: bool) -> bool:
         if len(self._open) < self._max:

@@ -103,6 +103,7 @@ class Session:
         self._reader = AduReader()
         self.rights = ALL_RIGHTS
         self.pending = False  # part of a request is held
+        self.wrote = False  # a write was taken, once
         self._actions = {6: self._write_one, 16: self._write_many, 23: self._read_write, 43: self._identify}
         if isinstance(device, FileDevice):
             self._files = device
@@ -177,6 +178,7 @@ class Session:
         if self._known is not None:
             self._known.clear()
         self._device.write(unit, address, data, self._peer)
+        self.wrote = True
 
     def _write_one(self, unit: int, pdu: bytes) -> bytes:
         if len(pdu) != 5:
