@@ -26,10 +26,12 @@ INSTALLS = min(CUTS, 20)
 LONGEST_S = 20.0
 _LOOK = (
     "cat /etc/ems/*.conf /var/lib/ems/commission* | md5sum; journalctl --sync; "
-    "journalctl --verify 2>&1 | grep -c FAIL; ems-diag --journal /var/lib/ems/journal >/run/kept 2>&1; echo $?; "
-    "grep -c ' STATE ' /run/kept; journalctl --list-boots --no-pager | grep -oE '[0-9a-f]{32}'"
+    "journalctl --verify --file='/var/log/journal/*/*@*' 2>&1 | grep -c FAIL; "
+    "ems-diag --journal /var/lib/ems/journal >/run/kept 2>&1; echo $?; grep -c ' STATE ' /run/kept; "
+    "journalctl --list-boots --no-pager | grep -oE '[0-9a-f]{32}'"
 )
-"""The system's journal is synced by the look: what was not may be lost, two minutes at most. Ours does it by itself."""
+"""The system's journal is synced by the look: what was not may be lost, two minutes at most. Ours does it by itself.
+Its file that is being written now is judged after the next boot, when it has been put aside."""
 
 
 class Kept(NamedTuple):
@@ -47,12 +49,17 @@ def kept_now(a: Booted) -> Kept:
     return Kept(digest, int(broken), int(flawed), int(states), tuple(boots))
 
 
-def whole(before: Kept, after: Kept) -> bool:
-    """`after` is of the next boot. The oldest boots may have had to go: the journals are bounded."""
-    *earlier, _ = after.boots
-    known = bool(earlier) and list(before.boots[-len(earlier) :]) == earlier
-    same = known and before.digest == after.digest and after.states >= before.states
-    return same and not after.broken and not after.flawed
+def lost(before: Kept, after: Kept) -> list[str]:
+    """What `after`, of the next boot, lacks. The oldest boots may have had to go: the journals are bounded."""
+    earlier = list(after.boots[:-1])
+    lacks = {
+        "another configuration or commissioning": before.digest != after.digest,
+        f"{after.broken} broken files in the system's journal": after.broken,
+        "a flaw in our journal": after.flawed,
+        f"{before.states - after.states} changes of state": after.states < before.states,
+        f"boots {before.boots} before, {after.boots} after": list(before.boots[-len(earlier) :]) != earlier,
+    }
+    return [what for what, is_so in lacks.items() if is_so]
 
 
 def on_again(a: Booted) -> None:
@@ -75,9 +82,9 @@ def under_charge(dice: random.Random, a: Booted) -> Row:
     on_again(a)
     after, state = kept_now(a), a.state()
     recover(a)
-    ok = whole(before, after) and a.get("ContactorCycles") >= cycles
-    seen = f"open after {opened_s * 1000:.0f} ms, {state.name if state else 'silent'}, boots {len(after.boots)}, "
-    return Row("power cut under charge", ok, f"{seen}journal files broken {after.broken}, own flawed {after.flawed}")
+    missing = lost(before, after) + ["cycles"] * (a.get("ContactorCycles") < cycles)
+    seen = f"open after {opened_s * 1000:.0f} ms, {state.name if state else 'silent'}, boots {len(after.boots)}"
+    return Row("power cut under charge", not missing, f"{seen}, lost: {'; '.join(missing) or 'nothing'}")
 
 
 def under_install(dice: random.Random, image: Path, a: Booted) -> Row:
@@ -100,8 +107,10 @@ def under_install(dice: random.Random, image: Path, a: Booted) -> Row:
     awaited(lambda: result(a) is not None, PATIENCE_S, "the agent")
     after, why = kept_now(a), result(a)
     recover(a)
-    ok = whole(before, after) and (a.get("UpdSlot") == slot and why is UpdateResult.INSTALL_FAILED)
-    return Row("power cut in an install", ok, f"{at.name} at {share} %: {why.name if why else None}, slot {slot:g}")
+    missing, slot_after = lost(before, after), a.get("UpdSlot")
+    ok = not missing and slot_after == slot and why is UpdateResult.INSTALL_FAILED
+    seen = f"{at.name} at {share} %: {why.name if why else None}, slot {slot:g} and {slot_after:g}"
+    return Row("power cut in an install", ok, f"{seen}, lost: {'; '.join(missing) or 'nothing'}")
 
 
 def on_trial(image: Path, a: Booted) -> Row:
