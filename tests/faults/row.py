@@ -13,7 +13,7 @@ ELSEWHERE, OPEN = "not exercised here: ", "not promised: "
 
 def in_image(part: str) -> str:
     """The reason of a hazard that a part of the image's own tests exercises."""
-    return f'{ELSEWHERE}the image in a virtual machine shows it, make test-image PARTS="{part}" (image.md)'
+    return f'{ELSEWHERE}a matter of the image, make test-image PARTS="{part}"; what was observed is in image.md'
 
 
 class Row(NamedTuple):
