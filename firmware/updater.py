@@ -167,9 +167,8 @@ class Agent:
                 self._bundle.unlink(missing_ok=True)
         if r.boot == m.boot or r.phase == Phase.IDLE:
             self._hold = r.phase != Phase.IDLE
-            if r.phase == Phase.IDLE and r.result != UpdateResult.FELL_BACK and self._fell_back():
-                self._save(rolled_back=1)
-                self._tell(UpdateResult.FELL_BACK, f"slot {'?AB'[m.slot]} runs")
+            if r.phase == Phase.IDLE:
+                self._came_up_in(m.slot)
         elif m.slot and m.slot == r.slot:
             self._hold = True
             self._save(phase=Phase.TRIAL, boot=m.boot)
@@ -181,11 +180,19 @@ class Agent:
             self._tell(UpdateResult(r.why), f"slot {'?AB'[m.slot]} runs again")
         self._publish()
 
-    def _fell_back(self) -> bool:
-        """The bootloader would start the other slot if that had a start left, and it was not taken back by us."""
-        r, slot = self._record, self._machine.slot
-        first = rauc.first(self._machine.system.grubenv)
-        return bool(slot and first) and first != slot and not (r.slot == first and r.root == r.taken_back)
+    def _came_up_in(self, slot: int) -> None:
+        """Tells, once, that the bootloader would have started the other slot if that had had a start left.
+
+        Not of a version that was taken back. Where it runs again there is nothing left to tell.
+        """
+        r, first = self._record, rauc.first(self._machine.system.grubenv)
+        passed_over = bool(slot and first) and first != slot and not (r.slot == first and r.root == r.taken_back)
+        told = r.result == UpdateResult.FELL_BACK
+        if passed_over and not told:
+            self._save(rolled_back=1)
+            self._tell(UpdateResult.FELL_BACK, f"slot {'?AB'[slot]} runs")
+        elif told and not passed_over:
+            self._save(result=UpdateResult.NONE, rolled_back=0)
 
     # the self-test
 

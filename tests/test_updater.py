@@ -505,6 +505,15 @@ def test_a_slot_in_use_that_used_up_its_starts_is_told_once_and_shown_until_serv
     assert rack.hold.refresh() == (False, False)
 
 
+def test_a_slot_that_runs_again_is_no_longer_told_and_told_anew_the_next_time(rack: Rack) -> None:
+    rack.grubenv.write_text(USED_UP)
+    rack.reboot(1)
+    rack.reboot(2)
+    assert (rack.result, rack.hold.refresh()) == (R.NONE, (False, False))
+    rack.reboot(1)
+    assert (rack.result, _told(rack, R.FELL_BACK)) == (R.FELL_BACK, 2)
+
+
 @pytest.mark.parametrize(
     ("slot", "text"),
     [
