@@ -103,7 +103,7 @@ def test_a_write_that_is_refused_puts_nobody_first() -> None:
         assert waiting([stranger]) == [0]
 
 
-def test_a_writer_that_leaves_or_stalls_is_let_go_as_anybody_else() -> None:
+def test_a_writer_that_leaves_or_idles_is_let_go_as_anybody_else() -> None:
     with stepped(idle_s=0.2) as server, peers(server, 2) as (leaves, idles):
         for peer in (leaves, idles):
             peer.sendall(WRITE)
