@@ -138,6 +138,14 @@ class Core:
         self.memory = m
         return _outputs(m, now, wish, inputs, events)
 
+    def rehearse(self, inputs: Inputs, dt_ms: float) -> Outputs:
+        """What `step` would answer. Nothing is remembered."""
+        memory = self.memory
+        try:
+            return self.step(inputs, dt_ms)
+        finally:
+            self.memory = memory
+
 
 def _adopt(m: Memory, inputs: Inputs, events: list[tuple[int, int, int]]) -> Memory:
     """Takes a new configuration: whole while open, only what is narrower while a contactor is closed."""
