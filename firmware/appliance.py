@@ -53,7 +53,8 @@ from .models.commissioning import COMMISSIONING, COMMISSIONING_END, COMMISSIONIN
 from .models.update import update_model
 from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
 from .string_units import Sizes, StringUnits
-from .sunspec import OpCtl, SetOp, WSetMode
+from .sunspec import WSetMode
+from .writes import Refused, check_value, commanded_mode, covered, mirror_mode
 
 UNIT = 1
 STALE_MS = {
@@ -74,19 +75,9 @@ _FRAME = frozenset(("CmdSeq", "Epoch", "ValidMs"))
 """What a frame of redundant masters has in one write, whatever else is in it."""
 _SETPOINTS = frozenset(("CmdW", "CmdRamp", "CmdTgtSoC", *WSET_GROUP))
 _NOT_IN_LOCAL = _SETPOINTS | grid_functions.POINTS
-_RUNNING = (Mode.CHARGE, Mode.DISCHARGE, Mode.GRID)
-_OPCTL_MODE = {OpCtl.STOP: Mode.OFF, OpCtl.ENTER_STANDBY: Mode.READY}
 _SEQUENCES = 0xFFFFFFFF
 _BEATING_NS = 1_000_000_000
 """A heartbeat that changed within it is not lost, whatever a status of before says; below the shortest HbTmo."""
-
-
-class Refused(ModbusError):
-    """A write is refused with Modbus exception `code`; `why` and `address` go into AckWhy and RefAddr."""
-
-    def __init__(self, code: int, why: Why, address: int) -> None:
-        super().__init__(code)
-        self.why, self.address = why, address
 
 
 class _Encoder(NamedTuple):
@@ -127,60 +118,6 @@ _ENDS = [2 * (row.point.end - BASE) for row in _ROWS]
 _STATUS = Sources._fields.index("status")
 """Some of its points also say what is our own."""
 _UPDATE = update_model(0)
-
-
-def covered(address: int, count: int) -> list[Row]:
-    """The writable points that a block covers exactly. Raises Refused (02)."""
-    rows, at = [], address
-    while at < address + count:
-        row = registers.covering(at)
-        if row is None:
-            raise Refused(2, Why.NO_SUCH_REGISTER, at)
-        if row.point.access == "R":
-            raise Refused(2, Why.READ_ONLY, at)
-        if at != row.point.address or row.point.end > address + count:
-            raise Refused(2, Why.HALF_POINT, at)
-        rows.append(row)
-        at = row.point.end
-    return rows
-
-
-def check_value(row: Row, data: bytes) -> None:
-    """Raises Refused (03) when `data` is no value that the point may take."""
-    point = row.point
-    raw = point.raw(data)
-    if point.values is not None:
-        if raw not in point.values._value2member_map_:
-            raise Refused(3, Why.UNDEFINED_VALUE, point.address)
-        return
-    if raw == UNIMPLEMENTED[point.type]:
-        raise Refused(3, Why.UNDEFINED_VALUE, point.address)
-    assert point.low is not None and point.high is not None
-    if not round(point.low / point.scale) <= raw <= round(point.high / point.scale):
-        raise Refused(3, Why.OUT_OF_RANGE, point.address)
-
-
-def _commanded_mode(image: bytearray, touched: set[str], now: Mode) -> Mode:
-    """The mode that a write leaves behind. START and CONNECT change nothing when they are already so."""
-    if "OpCtl" in touched:
-        wanted = OpCtl(int(registers.get(image, "OpCtl")))
-        return _OPCTL_MODE.get(wanted, now if now in _RUNNING else Mode.GRID)
-    if "SetOp" in touched:
-        if registers.get(image, "SetOp") == SetOp.DISCONNECT:
-            return Mode.OFF
-        return Mode.READY if now in (Mode.OFF, Mode.SERVICE) else now
-    return Mode(int(registers.get(image, "CmdMode")))
-
-
-def _mirror_mode(image: bytearray, mode: Mode) -> None:
-    """CmdMode, OpCtl and SetOp say the same thing, each in its own words."""
-    connected = mode in (*_RUNNING, Mode.READY)
-    registers.put(image, "CmdMode", mode)
-    registers.put(image, "SetOp", SetOp.CONNECT if connected else SetOp.DISCONNECT)
-    if mode in _RUNNING and registers.get(image, "OpCtl") in (OpCtl.START, OpCtl.EXIT_STANDBY):
-        return
-    running = OpCtl.START if mode in _RUNNING else OpCtl.STOP
-    registers.put(image, "OpCtl", OpCtl.ENTER_STANDBY if mode == Mode.READY else running)
 
 
 class Counters(NamedTuple):
@@ -253,7 +190,7 @@ class Appliance:
             ("WSetEnaRvrt", last.wset_revert_enabled), ("WSetRvrtTms", last.wset_revert_s), ("ValidMs", last.valid_ms),
         ):  # fmt: skip
             registers.put(self._image, name, value)
-        _mirror_mode(self._image, Mode(last.mode))
+        mirror_mode(self._image, Mode(last.mode))
         self._mirror_heartbeat(self._image, last.heartbeat)
         self._resumed = True
         return Counters(last.ack_count, last.wset_version, last.heartbeat_armed, last.epoch)
@@ -577,7 +514,7 @@ class Appliance:
         """The write commands mode OFF and nothing else."""
         before = Mode(int(registers.get(self._image, "CmdMode")))
         modes = touched.intersection(_MODES)
-        return bool(modes) and touched <= _COMMAND and _commanded_mode(image, touched, before) is Mode.OFF
+        return bool(modes) and touched <= _COMMAND and commanded_mode(image, touched, before) is Mode.OFF
 
     def _apply(self, image: bytearray, touched: set[str], rows: list[Row]) -> Counters:
         """Everything that follows from the written values, on a copy. Raises Refused (04)."""
@@ -626,7 +563,7 @@ class Appliance:
     def _apply_mode(self, image: bytearray, touched: set[str], rows: list[Row], counters: Counters) -> Counters:
         """Mode OFF ends the watch over a heartbeat that is lost, until it is written again: nothing is left to stop."""
         before = Mode(int(registers.get(self._image, "CmdMode")))
-        mode = _commanded_mode(image, touched, before)
+        mode = commanded_mode(image, touched, before)
         at = next(row.point.address for row in rows if row.point.name in (*_MODES, "CmdSeq"))
         if mode != before and "CmdSeq" not in touched:
             registers.put(image, "CmdSeq", (registers.get(image, "CmdSeq") + 1) % _SEQUENCES)
@@ -636,7 +573,7 @@ class Appliance:
         why = self._refusal(mode, None if epoch else seq, lost=new and self._lost(counters))
         if why != Why.NONE:
             raise Refused(4, why, POINT["CmdMode"].address if "CmdMode" in touched else at)
-        _mirror_mode(image, mode)
+        mirror_mode(image, mode)
         counters = counters._replace(epoch=epoch)
         if mode == Mode.OFF and self._lost(counters):
             return counters._replace(armed=self._require_heartbeat)

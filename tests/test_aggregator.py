@@ -21,14 +21,9 @@ from waiting import wait_until
 from drivers.modbus.adu import AduReader, frame
 from drivers.modbus.session import Counters, ModbusError, Session
 from drivers.profile import Heartbeats, Profile, ProfileError, load
-from firmware import aggregator, image
-from firmware.aggregator import (
-    Aggregator,
-    AggregatorSettings,
-    Heartbeat,
-    Reports,
-    settings_of_site,
-)
+from firmware import image, poller
+from firmware.aggregator import Aggregator, AggregatorSettings, settings_of_site
+from firmware.poller import Heartbeat, Reports
 from firmware.reduction import StringPoll, reduce, wire_cells
 from statemachine.signals import Bms, Pcs
 
@@ -446,7 +441,7 @@ def test_a_device_that_refuses_is_not_cut_off(tmp_path: Path) -> None:
 def test_one_string_with_a_frozen_heartbeat_stops_the_whole_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aggregator, "FROZEN_S", 0.5)
+    monkeypatch.setattr(poller, "FROZEN_S", 0.5)
     bms, pcs = rack(2, 30), converter()
     with Beating((bms, BMS), (pcs, PCS)) as beating, plant(tmp_path, bms, pcs) as running:
         wait_until(running.bms_fresh, 2, "first poll")
@@ -461,7 +456,7 @@ def test_one_string_with_a_frozen_heartbeat_stops_the_whole_section(
 def test_a_profile_without_heartbeats_neither_watches_nor_writes_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aggregator, "FROZEN_S", 0.4)
+    monkeypatch.setattr(poller, "FROZEN_S", 0.4)
     plain = replace(BMS, heartbeats=Heartbeats())
     bms, pcs = rack(1, 30), converter()
     with (

@@ -18,7 +18,7 @@ from test_aggregator import BMS, PCS, Beating, Plant, answering_in_place_of, con
 from waiting import wait_until
 
 from drivers.modbus.adu import AduReader, frame
-from firmware.aggregator import SHORTEST_WAIT_S, Patience
+from firmware.poller import SHORTEST_WAIT_S, Patience
 
 LONGEST_S = 0.3
 _NO_ANSWER = b""

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from waiting import wait_until
 
 from drivers.modbus.session import ModbusError
-from firmware.appliance import Appliance, Refused
+from firmware.appliance import Appliance
 from firmware.fence import Fence, FenceStore
 from firmware.image import COMMAND, STATUS, EventReader, View, writer
 from firmware.registers import POINT, WSET_GROUP
+from firmware.writes import Refused
 from statemachine.signals import Command, Mode, Why
 from statemachine.states import State
 
