@@ -15,41 +15,22 @@ build/image-arm64 for arm64).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
-import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-REPO = Path(__file__).parents[1]
-HERE = REPO / "image"
+from disk import boot_image, data_image, disk_image, esp_image, root_image, uuid_of
+from job import AMD64, ARCHES, HERE, REPO, Arch, BuildError, Job, Paths, arch_of, require_tools, run, step
+
 SUITE, PYTHON = "trixie", "3.13"
-MIB = 1 << 20
-ESP_MIB, BOOT_MIB, ROOT_MIB, DATA_MIB = 64, 64, 512, 256
-SALT = "45" * 32
-NAMESPACE = uuid.UUID("5d3b3f0e-6e1c-4a55-9f0a-6c5b1a0e5e01")
-DATA_TYPE = "6f1b6a1a-4f0e-4d0c-9d55-0d8a5a3e7a10"
-"""GPT type of our own, so that nothing mounts it by its type."""
-LINUX_TYPE, ESP_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-CMDLINE = (
-    "root=/dev/mapper/root rootfstype=squashfs ro panic=5 fsck.mode=skip systemd.gpt_auto=0 apparmor=1 "
-    "security=apparmor loglevel=4 systemd.show_status=error console=tty0"
-)
-GRUB_MODULES = [
-    "part_gpt", "fat", "squash4", "normal", "configfile", "linux", "loadenv", "test", "regexp", "echo", "sleep",
-    "reboot", "halt", "minicmd", "search", "all_video",
-]  # fmt: skip
 NOT_AT_RUN_TIME = {"setuptools", "pycparser"}
 """In the lock file because something is built with it."""
 NO_DRIVERS = [
@@ -61,148 +42,6 @@ NO_DRIVERS = [
     "fs/xfs", "fs/ocfs2", "fs/gfs2", "fs/f2fs", "fs/ceph", "fs/smb", "fs/nfs", "fs/nfsd", "fs/ntfs3", "fs/bcachefs",
 ]  # fmt: skip
 KEEP_DRIVERS = {"drivers/scsi": ("scsi_mod", "sd_mod", "scsi_common")}
-TOOLS = {
-    "mmdebstrap": "mmdebstrap", "mksquashfs": "squashfs-tools", "veritysetup": "cryptsetup-bin", "rauc": "rauc",
-    "grub-mkimage": "grub-common", "grub-editenv": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
-    "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs", "sfdisk": "fdisk", "openssl": "openssl", "git": "git",
-    "unshare": "util-linux", "dpkg-query": "dpkg", "tar": "tar", "zstd": "zstd",
-}  # fmt: skip
-"""Program -> Debian package."""
-EMULATED_TOOLS = {"arch-test": "arch-test", "nft": "nftables"}
-"""For an architecture whose programs this machine runs in an emulator only; mmdebstrap asks arch-test."""
-GRUB, BINFMT = Path("/usr/lib/grub"), Path("/proc/sys/fs/binfmt_misc")
-
-
-class BuildError(Exception):
-    """The image cannot be built; the text says why and what to do."""
-
-
-class Arch(NamedTuple):
-    debian: str
-    machine: str  # the kernel's name for it, also in a wheel's platform tag
-    grub: str
-    efi: str
-    serial: str  # the console besides tty0
-
-    @property
-    def foreign(self) -> bool:
-        """This machine runs its programs in an emulator only."""
-        return self.machine != platform.machine()
-
-
-AMD64 = Arch("amd64", "x86_64", "x86_64-efi", "BOOTX64.EFI", "ttyS0")
-ARM64 = Arch("arm64", "aarch64", "arm64-efi", "BOOTAA64.EFI", "ttyAMA0")
-ARCHES = {arch.debian: arch for arch in (AMD64, ARM64)}
-
-
-def arch_of(name: str) -> Arch:
-    """Raises BuildError."""
-    if name not in ARCHES:
-        allowed = ", ".join(ARCHES)
-        raise BuildError(f"ARCH = {name}: no recipe; allowed are {allowed}: name one, or none for amd64")
-    return ARCHES[name]
-
-
-class Paths(NamedTuple):
-    """Where things are made. `work` is emptied by stage 2, `cache` is kept."""
-
-    top: Path
-    cache: Path
-    work: Path
-
-    @property
-    def tree(self) -> Path:
-        return self.work / "tree"
-
-
-class Job(NamedTuple):
-    """What is built for whom."""
-
-    arch: Arch
-    board: str
-    version: str
-    epoch: int
-    paths: Paths
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "SOURCE_DATE_EPOCH": str(self.epoch), "E2FSPROGS_FAKE_TIME": str(self.epoch),
-            "TZ": "UTC", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0",
-            "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
-        }  # fmt: skip
-
-    @property
-    def compatible(self) -> str:
-        return f"ems-edge-{self.arch.debian}-{self.board}"
-
-
-def run(job: Job, *command: str | Path, stdin: str | None = None) -> str:
-    """Its output. Raises BuildError with the end of what it said."""
-    done = subprocess.run(
-        [str(part) for part in command], env=job.environ, input=stdin, capture_output=True, text=True, errors="replace",
-        stdin=subprocess.DEVNULL if stdin is None else None,
-    )  # fmt: skip
-    if done.returncode:
-        tail = "\n  ".join((done.stdout + done.stderr).strip().splitlines()[-25:])
-        raise BuildError(f"{' '.join(map(str, command))[:300]}: exit code {done.returncode}\n  {tail}")
-    return done.stdout
-
-
-@contextlib.contextmanager
-def step(name: str, *made: Path) -> Iterator[None]:
-    """Prints the name, then seconds and the sizes of what was made."""
-    print(f"  {name:38}", end="", flush=True)
-    start = time.monotonic()
-    yield
-    sizes = ", ".join(f"{path.name} {_size(path)}" for path in made if path.exists())
-    print(f"{time.monotonic() - start:7.1f} s  {sizes}", flush=True)
-
-
-def _size(path: Path) -> str:
-    stat = path.stat()
-    held = stat.st_blocks * 512
-    return f"{stat.st_size / MIB:.1f} MiB" + (f" ({held / MIB:.0f} on disk)" if held < stat.st_size * 0.9 else "")
-
-
-def missing_tools(arch: Arch, environ_path: str) -> list[tuple[str, str]]:
-    """(program or file, Debian packages) that this machine lacks."""
-    path = f"{environ_path}:/usr/sbin:/sbin"
-    tools = TOOLS | (EMULATED_TOOLS if arch.foreign else {})
-    found = [(name, package) for name, package in tools.items() if not shutil.which(name, path=path)]
-    if not (GRUB / arch.grub).is_dir():
-        found.append((str(GRUB / arch.grub), f"grub-efi-{arch.debian}-bin:{arch.debian}"))
-    if arch.foreign and not emulated(arch):
-        found.append((f"{_handler(arch)} with flag F", "binfmt-support qemu-user-static"))
-    return found
-
-
-def _handler(arch: Arch) -> Path:
-    return BINFMT / f"qemu-{arch.machine}"
-
-
-def emulated(arch: Arch) -> bool:
-    """The kernel starts an emulator for its programs, in a tree without that emulator as well (flag F)."""
-    with contextlib.suppress(FileNotFoundError):
-        told = _handler(arch).read_text()
-        return told.startswith("enabled") and re.search(r"^flags: \w*F", told, re.M) is not None
-    return False
-
-
-def require_tools(arch: Arch) -> None:
-    """Raises BuildError naming all that is missing and how to get it."""
-    if not (lacking := missing_tools(arch, os.environ.get("PATH", ""))):
-        return
-    names, packages = ", ".join(name for name, _ in lacking), " ".join(sorted({package for _, package in lacking}))
-    steps = [f"apt-get install --no-install-recommends {packages}"]
-    if arch.foreign:
-        steps.insert(0, f"dpkg --add-architecture {arch.debian} && apt-get update")
-        if not emulated(arch):
-            steps.append(f"update-binfmts --enable {_handler(arch).name}")
-            if not BINFMT.is_mount():
-                steps.insert(0, f"mount -t binfmt_misc binfmt_misc {BINFMT}")
-    raise BuildError(f"missing on this machine: {names}\n  " + "\n  ".join(steps))
 
 
 # Stage 1
@@ -437,149 +276,6 @@ def clean(job: Job) -> None:
         (tree / name).chmod(0o1777 if name == "tmp" else 0o755)
 
 
-# Stage 2: the disk
-
-
-def root_image(job: Job) -> tuple[str, int]:
-    """root.img: squashfs and behind it its hash tree; (root hash, where the tree begins)."""
-    image = job.paths.work / "root.img"
-    run(job, "mksquashfs", job.paths.tree, image, "-quiet", "-no-progress", "-noappend", "-comp", "zstd",
-        "-Xcompression-level", "9", "-b", "256K", "-xattrs")  # fmt: skip
-    offset = -(-image.stat().st_size // 4096) * 4096
-    os.truncate(image, offset)
-    told = run(job, "veritysetup", "format", image, image, f"--hash-offset={offset}", f"--salt={SALT}",
-               f"--uuid={_uuid('verity')}")  # fmt: skip
-    (found,) = (line.split()[-1] for line in told.splitlines() if line.startswith("Root hash"))
-    _fits(image, ROOT_MIB)
-    return found, offset
-
-
-def boot_image(job: Job, root_hash: str, offset: int) -> None:
-    """boot.img: kernel, initrd and what GRUB must know of the root of the same slot. GRUB reads no zstd."""
-    boot, image = job.paths.work / "boot", job.paths.work / "boot.img"
-    boot.mkdir()
-    for name in ("vmlinuz", "initrd"):
-        shutil.copyfile(job.paths.work / name, boot / name)
-    cmdline = f"{CMDLINE} console={job.arch.serial},115200"
-    (boot / "slot.cfg").write_text(
-        f'set roothash={root_hash}\nset hashoffset={offset}\nset cmdline="{cmdline}"\nset version={job.version}\n'
-    )
-    run(
-        job,
-        "mksquashfs",
-        boot,
-        image,
-        "-quiet",
-        "-no-progress",
-        "-noappend",
-        "-all-root",
-        "-noI",
-        "-noD",
-        "-noF",
-        "-noX",
-    )
-    _fits(image, BOOT_MIB)
-
-
-def _fits(image: Path, mib: int) -> None:
-    if image.stat().st_size > mib * MIB:
-        raise BuildError(f"{image.name} has {image.stat().st_size / MIB:.1f} MiB; its slot has {mib}")
-
-
-def _uuid(name: str) -> uuid.UUID:
-    return uuid.uuid5(NAMESPACE, name)
-
-
-def esp_image(job: Job) -> None:
-    work = job.paths.work
-    esp, grub, env = work / "esp.img", work / "grub.efi", work / "grubenv"
-    run(job, "grub-mkimage", "-O", job.arch.grub, "-o", grub, "-p", "/EFI/ems", *GRUB_MODULES)
-    run(job, "grub-editenv", env, "create")
-    run(job, "grub-editenv", env, "set", "ORDER=A B", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0")
-    _empty(esp, ESP_MIB * MIB)
-    run(job, "mkfs.vfat", "--invariant", "-F", "32", "-i", "0E35ED6E", "-n", "EMS", esp)
-    run(job, "mmd", "-i", esp, "::EFI", "::EFI/BOOT", "::EFI/ems")
-    cfg = work / "grub.cfg"
-    shutil.copyfile(HERE / "grub.cfg", cfg)
-    for source, target in ((grub, f"EFI/BOOT/{job.arch.efi}"), (cfg, "EFI/ems/grub.cfg"), (env, "EFI/ems/grubenv")):
-        os.utime(source, (job.epoch, job.epoch))
-        run(job, "mcopy", "-m", "-i", esp, source, f"::{target}")
-
-
-def data_image(job: Job) -> None:
-    """The folders that are bound into the tree, owned as there."""
-    skeleton, image = job.paths.work / "data", job.paths.work / "data.img"
-    for name, mode in (("ems", 0o750), ("var", 0o755)):
-        (skeleton / name).mkdir(parents=True)
-        (skeleton / name).chmod(mode)
-    os.chown(skeleton / "ems", 0, EMS_GID)
-    skeleton.chmod(0o755)
-    for path in (*skeleton.iterdir(), skeleton):
-        os.utime(path, (job.epoch, job.epoch))
-    _empty(image, DATA_MIB * MIB)
-    run(job, "mke2fs", "-q", "-t", "ext4", "-d", skeleton, "-L", "data", "-U", str(_uuid("data")), "-m", "1",
-        "-E", f"hash_seed={_uuid('hash')},lazy_itable_init=0,lazy_journal_init=0", image)  # fmt: skip
-    times = folder_times(job.epoch, ("/", "/ems", "/var", "/lost+found"))
-    run(job, "debugfs", "-w", "-f", "-", image, stdin=times)
-
-
-EMS_GID = 800
-
-
-def folder_times(epoch: int, names: Iterable[str]) -> str:
-    """debugfs' commands: mke2fs takes over the change times of the folders that it copies."""
-    fields = [(f"{kind}time", f"@{epoch}") for kind in ("a", "c", "m", "cr")]
-    fields += [(f"{kind}time_extra", "0") for kind in ("a", "c", "m", "cr")]
-    return "".join(f"sif {name} {field} {value}\n" for name in names for field, value in fields)
-
-
-def _empty(path: Path, size: int) -> None:
-    path.unlink(missing_ok=True)
-    with path.open("wb") as file:
-        file.truncate(size)
-
-
-class Partition(NamedTuple):
-    name: str
-    mib: int
-    type: str
-    content: str | None
-
-
-PARTITIONS = (
-    Partition("esp", ESP_MIB, ESP_TYPE, "esp.img"),
-    Partition("boot-a", BOOT_MIB, LINUX_TYPE, "boot.img"),
-    Partition("boot-b", BOOT_MIB, LINUX_TYPE, None),
-    Partition("root-a", ROOT_MIB, LINUX_TYPE, "root.img"),
-    Partition("root-b", ROOT_MIB, LINUX_TYPE, None),
-    Partition("data", DATA_MIB, DATA_TYPE, "data.img"),
-)
-"""In their order on the disk. GRUB counts on boot-a and boot-b being the second and the third."""
-
-
-def disk_image(job: Job) -> Path:
-    disk, start = job.paths.top / "disk.img", 1
-    _empty(disk, (sum(part.mib for part in PARTITIONS) + 2) * MIB)
-    script = [f"label: gpt\nlabel-id: {_uuid('disk')}"]
-    for part in PARTITIONS:
-        size = f"start={start}MiB, size={part.mib}MiB"
-        script.append(f"{size}, type={part.type}, uuid={_uuid(part.name)}, name={part.name}")
-        if part.content:
-            _put(job.paths.work / part.content, disk, start * MIB)
-        start += part.mib
-    run(job, "sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk, stdin="\n".join(script) + "\n")
-    return disk
-
-
-def _put(source: Path, disk: Path, at: int) -> None:
-    """Holes stay holes."""
-    with source.open("rb") as src, disk.open("r+b") as dst:
-        for block, data in enumerate(iter(lambda: src.read(MIB), b"")):
-            if data.count(0) != len(data):
-                dst.seek(at + block * MIB)
-                dst.write(data)
-
-
 # What comes with the disk
 
 
@@ -649,7 +345,8 @@ def parts(job: Job, target: Path) -> None:
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.epoch))
     component = {"type": "firmware", "name": job.compatible, "version": job.version}
     document = {
-        "bomFormat": "CycloneDX", "specVersion": "1.5", "serialNumber": f"urn:uuid:{_uuid(job.version)}", "version": 1,
+        "bomFormat": "CycloneDX", "specVersion": "1.5",
+        "serialNumber": f"urn:uuid:{uuid_of(job.version)}", "version": 1,
         "metadata": {"timestamp": made, "component": component},
         "components": components,
     }  # fmt: skip

@@ -14,6 +14,8 @@ import pytest
 from image.vm import MACHINES
 
 import build
+from disk import CMDLINE, PARTITIONS
+from job import AMD64, ARCHES, ARM64, Arch, BuildError, Job, Paths, arch_of, emulated, require_tools
 
 ROOT = Path(__file__).parents[1] / "image" / "root"
 UNITS = ROOT / "usr/lib/systemd/system"
@@ -53,7 +55,7 @@ def test_no_unit_is_more_exposed_than_promised(name: str) -> None:
 def test_nothing_may_ask_for_a_login() -> None:
     masked = {path.name for path in (ROOT / "etc/systemd/system").iterdir() if path.is_symlink()}
     assert {"getty.target", "getty@.service", "serial-getty@.service", "debug-shell.service"} <= masked
-    assert not any("ssh" in package for package in build.packages(build.AMD64))
+    assert not any("ssh" in package for package in build.packages(AMD64))
 
 
 def test_a_repair_shell_is_a_reboot() -> None:
@@ -63,7 +65,7 @@ def test_a_repair_shell_is_a_reboot() -> None:
 
 
 def test_the_partitions_that_the_boot_loader_counts_on_are_where_it_looks() -> None:
-    names = [part.name for part in build.PARTITIONS]
+    names = [part.name for part in PARTITIONS]
     assert (names.index("boot-a") + 1, names.index("boot-b") + 1) == (2, 3)
     assert "set part=gpt2; set rauc=A" in GRUB
     assert "set part=gpt3; set rauc=B" in GRUB
@@ -72,24 +74,24 @@ def test_the_partitions_that_the_boot_loader_counts_on_are_where_it_looks() -> N
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An amd64 machine with sh alone; the folder stands for binfmt_misc."""
-    monkeypatch.setattr(build, "TOOLS", {"no-such-program": "its-package", "sh": "dash"})
-    monkeypatch.setattr(build, "EMULATED_TOOLS", {"no-tester": "arch-test"})
-    monkeypatch.setattr(build, "GRUB", Path("/no/such/folder"))
-    monkeypatch.setattr(build, "BINFMT", tmp_path)
+    monkeypatch.setattr("job.TOOLS", {"no-such-program": "its-package", "sh": "dash"})
+    monkeypatch.setattr("job.EMULATED_TOOLS", {"no-tester": "arch-test"})
+    monkeypatch.setattr("job.GRUB", Path("/no/such/folder"))
+    monkeypatch.setattr("job.BINFMT", tmp_path)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("PATH", "/bin")
     return tmp_path
 
 
-def refusal(arch: build.Arch) -> list[str]:
-    with pytest.raises(build.BuildError) as caught:
-        build.require_tools(arch)
+def refusal(arch: Arch) -> list[str]:
+    with pytest.raises(BuildError) as caught:
+        require_tools(arch)
     return [line.strip() for line in str(caught.value).splitlines()]
 
 
 @pytest.mark.usefixtures("bare")
 def test_missing_tools_are_all_named_with_their_packages() -> None:
-    assert refusal(build.AMD64) == [
+    assert refusal(AMD64) == [
         "missing on this machine: no-such-program, /no/such/folder/x86_64-efi",
         "apt-get install --no-install-recommends grub-efi-amd64-bin:amd64 its-package",
     ]
@@ -97,7 +99,7 @@ def test_missing_tools_are_all_named_with_their_packages() -> None:
 
 def test_another_architecture_wants_an_emulator_and_how_it_gets_there_is_said(bare: Path) -> None:
     handler = bare / "qemu-aarch64"
-    assert refusal(build.ARM64) == [
+    assert refusal(ARM64) == [
         f"missing on this machine: no-such-program, no-tester, /no/such/folder/arm64-efi, {handler} with flag F",
         f"mount -t binfmt_misc binfmt_misc {bare}",
         "dpkg --add-architecture arm64 && apt-get update",
@@ -110,7 +112,7 @@ def test_another_architecture_wants_an_emulator_and_how_it_gets_there_is_said(ba
 @pytest.mark.usefixtures("bare")
 def test_on_a_machine_of_its_own_kind_no_emulator_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert refusal(build.ARM64)[1:] == ["apt-get install --no-install-recommends grub-efi-arm64-bin:arm64 its-package"]
+    assert refusal(ARM64)[1:] == ["apt-get install --no-install-recommends grub-efi-arm64-bin:arm64 its-package"]
 
 
 @pytest.mark.parametrize(
@@ -121,23 +123,23 @@ def test_an_emulator_must_be_enabled_and_work_in_a_tree_without_it(
     bare: Path, state: str, flags: str, serves: bool
 ) -> None:
     (bare / "qemu-aarch64").write_text(f"{state}\ninterpreter /usr/bin/F\nflags: {flags}\noffset 0\n")
-    assert build.emulated(build.ARM64) == serves
+    assert emulated(ARM64) == serves
 
 
 def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(build.BuildError, match=r"ARCH = armhf: .*allowed are amd64, arm64: name one"):
-        build.arch_of("armhf")
+    with pytest.raises(BuildError, match=r"ARCH = armhf: .*allowed are amd64, arm64: name one"):
+        arch_of("armhf")
 
 
 def test_every_architecture_has_a_machine_to_boot_in() -> None:
-    assert MACHINES.keys() == {arch.efi for arch in build.ARCHES.values()}
+    assert MACHINES.keys() == {arch.efi for arch in ARCHES.values()}
 
 
 def test_an_authority_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ca.pem").write_text("")
     monkeypatch.setenv("EMS_CA_DIR", str(tmp_path))
-    job = build.Job(build.AMD64, "cp2112", "1", 0, build.Paths(tmp_path, tmp_path, tmp_path))
-    with pytest.raises(build.BuildError, match=r"there is no signing\.pem, signing\.key"):
+    job = Job(AMD64, "cp2112", "1", 0, Paths(tmp_path, tmp_path, tmp_path))
+    with pytest.raises(BuildError, match=r"there is no signing\.pem, signing\.key"):
         build.authority(job)
 
 
@@ -239,7 +241,7 @@ def test_no_other_boot_starts_the_installation() -> None:
     assert "ConditionKernelCommandLine=systemd.unit=site-install.target" in service
     assert (ROOT.parent / "install.py").exists()
     assert "/usr/lib/ems/install.py" in service
-    assert "site-install" not in build.CMDLINE
+    assert "site-install" not in CMDLINE
     users = [path for path in UNITS.rglob("*") if path.is_file() and "site-install" in path.read_text()]
     assert {path.name for path in users} == {"site-install.service", "site-install.target"}
 
