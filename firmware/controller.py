@@ -12,8 +12,10 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from time import monotonic_ns, time_ns
+from typing import Any
 
 from drivers.board import Board, do_all, open_board
 from drivers.section import SectionReader
@@ -68,6 +70,11 @@ def needs_no_commissioning(board: Board) -> bool:
     return board.is_bench and os.environ.get("EMS_BENCH_COMMISSIONING") != "1"
 
 
+def _pins(devices: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+    """A device's `value` is its pin's `state` and costs eight times as much; a scan reads nineteen."""
+    return [devices[name].pin for name in names]
+
+
 class Controller:
     """Everything the scan needs, opened once. `scan()` is one scan."""
 
@@ -93,9 +100,10 @@ class Controller:
         self._config_sequence = 0
         self._exempt = needs_no_commissioning(board)
         self._settings = _configuration(self._config, self._exempt)
-        self._in = [board.inputs[n] for n in ("kill_switch", "tamper", "reset_button", "insulation", "local_remote")]
-        self._interlocks = [board.inputs[f"interlock_{n}"] for n in range(1, 9)]
-        self._feedback = [board.inputs[n] for n in ("fb_neg", "fb_pos", "fb_pre")]
+        self._in = _pins(board.inputs, ("kill_switch", "tamper", "reset_button", "insulation", "local_remote"))
+        self._interlocks = _pins(board.inputs, [f"interlock_{n}" for n in range(1, 9)])
+        self._feedback = _pins(board.inputs, ("fb_neg", "fb_pos", "fb_pre"))
+        self._driven = _pins(board.outputs, _COILS)
         self._coils = [board.outputs[n] for n in _COILS]
         self._leds = [board.outputs[n] for n in _LEDS]
         self._seen: Lines | None = None  # by the last scan
@@ -112,11 +120,11 @@ class Controller:
         self._wake, self._execution = (Histogram(period_ms * 1000) for _ in range(2))
 
     def _lines(self, now_ns: int) -> Lines:
-        kill, tamper, reset, insulation, remote = (bool(device.value) for device in self._in)
-        closed = sum(1 << index for index, device in enumerate(self._interlocks) if device.value)
-        neg, pos, pre = (bool(device.value) for device in self._feedback)
+        kill, tamper, reset, insulation, remote = [bool(pin.state) for pin in self._in]
+        closed = sum([1 << index for index, pin in enumerate(self._interlocks) if pin.state])
+        neg, pos, pre = [bool(pin.state) for pin in self._feedback]
         loops_ma, stamp_ns = self._board.loops()
-        coil_neg, coil_pos, coil_pre = (bool(device.value) for device in self._coils)
+        coil_neg, coil_pos, coil_pre = [bool(pin.state) for pin in self._driven]
         age_ms = (now_ns - stamp_ns) / 1e6
         return Lines(
             kill, tamper, reset, insulation, closed, neg, pos, pre, loops_ma, age_ms, coil_neg, coil_pos, coil_pre,

@@ -32,14 +32,19 @@ class _Line:
         self.level, self.touched = 0, 0
 
     @property
-    def value(self) -> int:
+    def state(self) -> int:
         self.touched += 1
         return self.level
 
-    @value.setter
-    def value(self, level: int) -> None:
+    @property
+    def pin(self) -> _Line:
+        return self
+
+    def _set(self, level: int) -> None:
         self.touched += 1
         self.level = level
+
+    value = property(fset=_set)
 
     def off(self) -> None:
         self.value = 0
