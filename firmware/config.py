@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from importlib.resources import files
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, get_type_hints
 
@@ -32,6 +32,7 @@ SCHEMA = 1
 Values = dict[str, str]
 MIGRATIONS: dict[int, Callable[[str, Values], Values]] = {}
 """Schema -> what makes the next one of a file's name and values. One for every schema below SCHEMA."""
+DHCP = "dhcp"
 MAX_CELLS = LAYOUT["aggregator"]["cells"] // 6
 """Voltage, temperature and balancing status of a cell take at most three registers in the process image."""
 
@@ -56,6 +57,18 @@ class Networks(tuple[IPv4Network | IPv6Network, ...]):
     """At most 16 addresses and networks."""
 
 
+class Address(str):
+    """An address with the length of its network's prefix, or dhcp."""
+
+    __slots__ = ()
+
+
+class Gateway(str):
+    """An address, or none."""
+
+    __slots__ = ()
+
+
 _CHANNELS = "numbers 1 to 8 separated by commas, or none"
 _Channel = Annotated[int, Meta(ge=1, le=8)]
 Channels = tuple[_Channel, ...]
@@ -63,6 +76,7 @@ Zones = tuple[_Channel, _Channel, _Channel, _Channel, _Channel, _Channel, _Chann
 Servers = tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\-]+$")], ...]
 _HOST, _NAME = Meta(pattern=r"^[A-Za-z0-9_.:\-]+$"), Meta(pattern=r"^[a-z0-9_]+$")
 _PEER = Meta(pattern=r"^([A-Za-z0-9_.:\-]+|/dev/[A-Za-z0-9_.\-/]+)$")
+_INTERFACE, _VLAN = r"[A-Za-z][A-Za-z0-9_\-]*", r"([1-9]\d{0,2}|[1-3]\d{3}|40[0-8]\d|409[0-4])"
 _ALL = tuple(range(1, 9))
 
 
@@ -193,6 +207,21 @@ class Site(_Conf):
         "at most 16 addresses or networks such as 192.168.10.0/24 separated by commas, or none for everybody",
         "who may connect to it, besides the unit itself",
     )
+    management_interface: str = _text(
+        "none",
+        "an interface such as eth0, a VLAN of one such as eth0.20, or none for all",
+        "the only one that they may connect by",
+        Meta(pattern=rf"^(none|{_INTERFACE}(\.{_VLAN})?)$", max_length=15),
+    )
+    management_address: Address = _text(
+        Address(DHCP), "an address with its network such as 192.168.10.5/24, or dhcp", "of management_interface"
+    )
+    management_gateway: Gateway = _text(
+        Gateway("none"), "an address in the network of management_address, or none", "way to other networks"
+    )
+    management_mtu: int = _whole(
+        1500, 1280, 9000, "bytes", "of management_interface; above 1500 (jumbo frames) only where the switch has it too"
+    )
     require_heartbeat: bool = _text(
         False, "yes or no", "watch the site controller's heartbeat from the start, not only from its first write"
     )
@@ -283,11 +312,17 @@ def _entries(kind: type[_Conf]) -> dict[str, Field[Any]]:
     return {entry.name: entry for entry in fields(kind)}
 
 
-def _networks(kind: type, parts: list[str]) -> object:
-    """msgspec's hook for the one type that it does not know. Raises ValueError."""
-    if len(parts) > 16:
-        raise ValueError(f"{len(parts)} networks, allowed up to 16")
-    return kind(map(ip_network, parts))
+def _of_ours(kind: type, found: Any) -> object:
+    """msgspec's hook for the types that it does not know. Raises ValueError."""
+    if kind is Address:
+        if found != DHCP and "/" not in found:
+            raise ValueError("an address without its network")
+        return Address(found if found == DHCP else ip_interface(found))
+    if kind is Gateway:
+        return Gateway(found if found == "none" else ip_address(found))
+    if len(found) > 16:
+        raise ValueError(f"{len(found)} networks, allowed up to 16")
+    return kind(map(ip_network, found))
 
 
 _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
@@ -313,7 +348,7 @@ def values_of(kind: type[C], values: Mapping[str, str]) -> tuple[C, list[str]]:
         try:
             allowed: Any = Annotated[hints[name], entries[name].metadata["limits"]]
             value = _spelled(text, entries[name].default)
-            taken[name] = msgspec.convert(value, allowed, strict=False, dec_hook=_networks)
+            taken[name] = msgspec.convert(value, allowed, strict=False, dec_hook=_of_ours)
         except (KeyError, ValueError):
             wrong.append(name)
     return kind(**taken), wrong
@@ -571,6 +606,7 @@ def _contradictions(limits: _Read[Limits], site: _Read[Site], cell: CellProfile)
             f"{_written(c.ramp_down_rate)} C/s needs from the highest rate; {AGAIN}"
         )
     yield from _poll_contradictions(limits, site)
+    yield from _network_contradictions(site)
     if series * site.conf.strings > MAX_CELLS:
         yield f"{site.where('strings')}: {series * site.conf.strings} cells, allowed up to {MAX_CELLS} in all; {AGAIN}"
 
@@ -580,6 +616,17 @@ def _poll_contradictions(limits: _Read[Limits], site: _Read[Site]) -> Iterator[s
         poll_s = getattr(site.conf, poll) / 1000
         if getattr(limits.conf, timeout) < 2 * poll_s:
             yield f"{limits.where(timeout)}: allowed from {2 * poll_s:g} s, twice {poll} in site.conf; {AGAIN}"
+
+
+def _network_contradictions(site: _Read[Site]) -> Iterator[str]:
+    address, gateway = site.conf.management_address, site.conf.management_gateway
+    if gateway == "none":
+        return
+    at = site.where("management_gateway")
+    if address == DHCP:
+        yield f"{at}: allowed none, management_address = dhcp brings its own; {AGAIN}"
+    elif ip_address(gateway) not in ip_interface(address).network:
+        yield f"{at}: allowed is an address in {ip_interface(address).network}; {AGAIN}"
 
 
 def _bits(channels: tuple[int, ...]) -> int:

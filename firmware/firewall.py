@@ -1,4 +1,4 @@
-"""The firewall of the appliance: Modbus from the addresses in `allowed_clients` of site.conf, nothing else comes in.
+"""The firewall of the appliance: Modbus from `allowed_clients` by `management_interface`, nothing else comes in.
 
 `rules` is the one text: `python -m firmware.firewall` writes it at boot, before the server starts, for the include of
 nftables.conf; `ems-tool --lock-telemetry` checks and loads it. It replaces what it names in one transaction and leaves
@@ -20,10 +20,13 @@ from .store import write_whole
 
 TABLE = "inet ems"
 _EVERYBODY = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-_WANTED = ("allowed_clients", "modbus_plain", "modbus_port", "tls_port")
+_WANTED = (
+    "allowed_clients", "modbus_plain", "modbus_port", "tls_port",
+    "management_interface", "management_address", "management_gateway", "management_mtu",
+)  # fmt: skip
+_INPUT_HOOK = "{ type filter hook input priority filter; policy drop; }"
+_FIRST = ("iif lo accept", "ct state invalid drop")
 _INPUT = (
-    "iif lo accept",
-    "ct state invalid drop",
     "tcp dport @modbus_ports ip saddr @clients4 counter name modbus_in accept",
     "tcp dport @modbus_ports ip6 saddr @clients6 counter name modbus_in accept",
     "tcp dport @modbus_ports counter name modbus_dropped drop",
@@ -54,12 +57,18 @@ def rules(site: Site | None) -> str:
             *_set("modbus_ports", "inet_service", sorted(map(str, ports))),
             *_set("clients4", "ipv4_addr", [str(net) for net in clients if net.version == 4]),
             *_set("clients6", "ipv6_addr", [str(net) for net in clients if net.version == 6]),
-            *_chain("input", "{ type filter hook input priority filter; policy drop; }", _INPUT),
+            *_chain("input", _INPUT_HOOK, (*_FIRST, *_elsewhere(site), *_INPUT)),
             *_chain("peers", "", (f"{rule} accept" for rule in (_peers(site) if site else ()))),
             *_chain("update_server", "", (f"{rule} accept" for rule in (_update_server(site) if site else ()))),
             "",
         )
     )
+
+
+def _elsewhere(site: Site | None) -> Iterator[str]:
+    """Modbus that comes in by another interface than the management's."""
+    if site and site.management_interface != "none":
+        yield f'iifname != "{site.management_interface}" tcp dport @modbus_ports counter name modbus_dropped drop'
 
 
 def _set(name: str, kind: str, elements: list[str]) -> Iterator[str]:
@@ -95,7 +104,7 @@ def _update_server(site: Site) -> Iterator[str]:
 
 
 def readable(path: Path) -> Site | None:
-    """What a refused site.conf says about who may connect, peers left out; None when that is wrong itself."""
+    """What a refused site.conf says about who may connect and where; None when that is wrong itself."""
     try:
         lines = (line.partition("#")[0].partition("=") for line in path.read_text("utf-8").splitlines())
         found = {name.strip(): value.strip() for name, _, value in lines if name.strip() in _WANTED}

@@ -43,7 +43,8 @@ def lock(dry_run: bool = False) -> int:
 
 def _say(site: Site, path: Path) -> None:
     ports = [f"{site.modbus_port} (plain)"] if site.modbus_plain else []
-    print(f"in force: TCP {', '.join([*ports, f'{site.tls_port} (TLS)'])} from", *map(str, site.allowed_clients))
+    by = "" if site.management_interface == "none" else f" by {site.management_interface}"
+    print(f"in force: TCP {', '.join([*ports, f'{site.tls_port} (TLS)'])}{by} from", *map(str, site.allowed_clients))
     print("everything else that comes in is dropped and counted. The kernel has:")
     print(_nft("list", "table", *firewall.TABLE.split(), so_far="in force, but not shown"), end="")
     print(f"The server itself goes by {path} from its next SIGHUP or start on.")

@@ -20,6 +20,7 @@ from pathlib import Path
 from . import rauc
 from .config import FILES, ConfigError, Site, config_directory, load, load_site
 from .firewall import readable, rules
+from .network import files as network_files
 
 EFI = Path("/efi")
 SEED = "ems-seed"
@@ -117,6 +118,8 @@ def write_run(site: Site | None, directory: Path, run: Path, network: Path) -> N
     (run / "chrony" / "site.sources").write_text(servers)
     shutil.rmtree(network, ignore_errors=True)
     network.mkdir(parents=True)
+    for name, text in network_files(site).items() if site else ():
+        (network / name).write_text(text)
     for path in _files(directory):
         if path.parent.name == "network":
             shutil.copyfile(path, network / path.name)

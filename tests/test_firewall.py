@@ -69,6 +69,14 @@ def test_without_plain_modbus_only_the_secure_port_is_reachable() -> None:
     assert elements(rules(site(modbus_plain="no", tls_port=8802)), "modbus_ports") == {"8802"}
 
 
+@pytest.mark.parametrize("name", ["eth0", "eth0.20"])
+def test_by_another_interface_than_the_managements_no_client_gets_in(name: str) -> None:
+    input_ = [line for line in rules(site(management_interface=name)).splitlines() if "inet ems input" in line]
+    drop = f'add rule inet ems input iifname != "{name}" tcp dport @modbus_ports counter name modbus_dropped drop'
+    assert input_.index(drop) < next(at for at, line in enumerate(input_) if "@clients4" in line)
+    assert "iifname" not in rules(site())
+
+
 def test_the_aggregator_reaches_its_peers_at_their_ports_only() -> None:
     text = rules(site(bms_host="192.168.10.50", bms_port=1502, pcs_host="fd00::60", pcs_port=502))
     assert "peers ip daddr 192.168.10.50 tcp dport 1502 accept" in text
@@ -109,7 +117,15 @@ def test_of_a_refused_file_the_clients_still_count(etc: Path, capsys: pytest.Cap
     assert "its clients count all the same" in said
 
 
-@pytest.mark.parametrize("text", ["allowed_clients = 192.168.10.500\n", "modbus_port = 0\n", "allowed_clients =\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "allowed_clients = 192.168.10.500\n",
+        "management_interface = eth0.4095\n",
+        "modbus_port = 0\n",
+        "allowed_clients =\n",
+    ],
+)
 def test_of_a_file_that_is_wrong_there_nobody_gets_in(etc: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     (etc / "site.conf").write_text(text)
     assert readable(etc / "site.conf") is None
@@ -285,6 +301,18 @@ def test_an_allowed_address_connects_and_a_denied_one_is_dropped_and_counted(lis
     assert net.ask(ALLOWED, DENIED) == ["appliance", "nothing"]
     assert net.counted("modbus_in") > 0
     assert net.counted("modbus_dropped") > 0
+
+
+def test_an_allowed_address_on_another_interface_than_the_managements_is_dropped(listening: Net, etc: Path) -> None:
+    net = listening
+    allow(etc, ALLOWED)
+    for name, heard in (("vb", "nothing"), ("va", "appliance"), ("va.20", "nothing")):
+        path = etc / "site.conf"
+        path.write_text(re.sub("management_interface = .*", f"management_interface = {name}", path.read_text()))
+        done = lock(net)
+        assert done.returncode == 0, done.stderr
+        assert f"802 (TLS) by {name} from {ALLOWED}/32" in done.stdout
+        assert net.ask(ALLOWED) == [heard], name
 
 
 def test_a_new_list_takes_the_place_of_the_old_one_and_keeps_counters_and_other_chains(

@@ -89,6 +89,20 @@ def test_run_gets_the_firewall_the_time_servers_and_the_network(etc: Path, tmp_p
     assert [path.name for path in network.iterdir()] == ["10-eth.network"]
 
 
+def test_the_management_interface_is_set_up_from_site_conf(etc: Path, tmp_path: Path) -> None:
+    (etc / "site.conf").write_text("management_interface = eth1\nmanagement_address = 10.0.0.5/24\n")
+    write_run(site_of(etc), etc, tmp_path / "run", tmp_path / "network")
+    assert "Address=10.0.0.5/24" in (tmp_path / "network/50-management.network").read_text()
+    assert 'iifname != "eth1"' in (tmp_path / "run/site.nft").read_text()
+
+
+def test_of_a_refused_site_file_the_management_interface_stays_as_it_is(etc: Path, tmp_path: Path) -> None:
+    (etc / "site.conf").write_text("strings = many\nmanagement_interface = eth1\nmanagement_address = 10.0.0.5/24\n")
+    write_run(site_of(etc), etc, tmp_path / "run", tmp_path / "network")
+    assert "Address=10.0.0.5/24" in (tmp_path / "network/50-management.network").read_text()
+    assert 'iifname != "eth1"' in (tmp_path / "run/site.nft").read_text()
+
+
 def test_a_refused_site_file_closes_the_way_out_and_not_the_way_in(
     etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
-"""The firewall as a stranger meets it: two addresses on a wire of their own, one of them in site.conf. Needs root.
+"""The firewall as a stranger meets it: two addresses on a wire of their own, one of them in site.conf; then the same
+wire as the management interface, and a VLAN on it. Needs root.
 
 The wire is a TAP device whose other end is in a network namespace; QEMU's user network shows every client as the host.
 """
@@ -13,7 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .plant import Row, await_modbus, made, rack, seed
+from firmware.points import PointClient, PointError
+from firmware.registers import POINT
+
+from .faults import PATIENCE_S
+from .plant import Row, await_modbus, awaited, made, rack, seed
 from .vm import HOST, Vm, call, tried
 
 UNIT, ALLOWED, DENIED = "10.77.0.1", "10.77.0.10", "10.77.0.66"
@@ -31,6 +36,40 @@ _ASK = (
 """Two registers from 40000 on: every SunSpec unit has its mark there."""
 
 
+_PING = (
+    "import socket, struct, sys\n"
+    "peer = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)\n"
+    "peer.settimeout(5.0)\n"
+    "peer.bind((sys.argv[1], 0))\n"
+    "peer.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: never in fragments\n"
+    "request = struct.pack('>BBHHH', 8, 0, 0, 1, 1) + bytes(int(sys.argv[3]))\n"
+    "total = sum(struct.unpack(f'>{len(request) // 2}H', request))\n"
+    "checksum = ~(total + (total >> 16)) & 0xFFFF\n"
+    "peer.sendto(request[:2] + struct.pack('>H', checksum) + request[4:], (sys.argv[2], 0))\n"
+    "print(len(peer.recv(65535)) - 28, 'bytes came back')\n"
+)
+"""This machine may have no ping."""
+_TAGGED = (
+    "import socket, struct, sys, time\n"
+    "name, source, target, vlan = sys.argv[1:]\n"
+    "peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n"
+    "peer.bind((name, 0))\n"
+    "peer.settimeout(5.0)\n"
+    "mac = peer.getsockname()[4]\n"
+    "addresses = mac + socket.inet_aton(source) + bytes(6) + socket.inet_aton(target)\n"
+    "arp = struct.pack('>HHBBH', 1, 0x800, 6, 4, 1) + addresses\n"
+    "peer.send(b'\\xff' * 6 + mac + struct.pack('>HHH', 0x8100, int(vlan), 0x806) + arp)\n"
+    "end_s = time.monotonic() + 5.0\n"
+    "while time.monotonic() < end_s:\n"
+    "    frame = peer.recv(65535)\n"
+    "    if frame[:6] == mac and socket.inet_aton(target) + mac in frame:\n"
+    "        print('answered')\n"
+    "        break\n"
+)
+"""An ARP request in a tagged frame: the host's kernel may have no VLANs of its own."""
+_VLAN, _MTU, _PAYLOAD = 77, 9000, 8000
+
+
 class Wire:
     """`descriptor` is QEMU's end."""
 
@@ -43,7 +82,18 @@ class Wire:
 
     def ask(self, source: str, port: int = 502) -> str:
         """What a client at the other end says that speaks from `source`."""
-        return tried("ip", "netns", "exec", self._namespace, sys.executable, "-c", _ASK, source, UNIT, str(port)).out
+        return self._inside(_ASK, source, UNIT, str(port))
+
+    def ping(self, size: int) -> str:
+        """One echo of so many bytes, in one frame."""
+        return self._inside(_PING, ALLOWED, UNIT, str(size))
+
+    def tagged(self, vlan: int) -> str:
+        """Who has the unit's address, asked in a VLAN."""
+        return self._inside(_TAGGED, self._namespace, ALLOWED, UNIT, str(vlan))
+
+    def _inside(self, code: str, *arguments: str) -> str:
+        return tried("ip", "netns", "exec", self._namespace, sys.executable, "-c", code, *arguments).out.strip()
 
 
 @contextmanager
@@ -55,7 +105,11 @@ def wire() -> Iterator[Wire]:
     try:
         fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP | _NO_PACKET_INFORMATION))
         call("ip", "link", "set", name, "netns", name)
-        for words in (f"link set {name} up", f"addr add {ALLOWED}/24 dev {name}", f"addr add {DENIED}/24 dev {name}"):
+        for words in (
+            f"link set {name} mtu {_MTU} up",
+            f"addr add {ALLOWED}/24 dev {name}",
+            f"addr add {DENIED}/24 dev {name}",
+        ):
             call("ip", "-n", name, *words.split())
         yield Wire(descriptor, name)
     finally:
@@ -75,8 +129,48 @@ def strangers(vm: Vm, line: Wire) -> Row:
     return Row("firewall: an address of site.conf is answered, another one's packets are dropped", ok, seen)
 
 
+def _with(vm: Vm, interface: str) -> None:
+    """Another management interface, from the next start on, which is now."""
+    lines = f"management_interface = {interface}\nmanagement_address = {UNIT}/24\nmanagement_mtu = {_MTU}"
+    vm.out(f"sed -i /^management/d /etc/ems/site.conf; echo '{lines}' >>/etc/ems/site.conf; sync")
+    vm.cut_power()
+    vm.start()
+    vm.await_agent()
+
+
+def _served(vm: Vm) -> bool:
+    """By the other wire."""
+    try:
+        with PointClient("127.0.0.1", vm.modbus_port, POINT, 5.0) as client:
+            return client.read("CmfState") is not None
+    except PointError:
+        return False
+
+
+def management(vm: Vm, line: Wire) -> Row:
+    name = vm.out(f"basename $(dirname $(grep -l {_MAC} /sys/class/net/*/address))")
+    _with(vm, name)
+    awaited(lambda: _SUNSPEC in line.ask(ALLOWED), PATIENCE_S, "an answer by the management interface")
+    served, ping = _served(vm), line.ping(_PAYLOAD)
+    ok = not served and ping == f"{_PAYLOAD} bytes came back"
+    seen = f"{name}: {ALLOWED} answered, {ping} in one frame; by the other wire {'answered' if served else 'none'}"
+    return Row("management_interface: Modbus by it only, with jumbo frames", ok, seen)
+
+
+def tagged(vm: Vm, line: Wire) -> Row:
+    name = vm.out(f"basename $(dirname $(grep -l {_MAC} /sys/class/net/*/address))")
+    _with(vm, f"{name}.{_VLAN}")
+    awaited(lambda: line.tagged(_VLAN) == "answered", PATIENCE_S, "an answer in the VLAN")
+    vm.out("systemctl is-active ems-server")
+    untagged, mtu = line.ask(ALLOWED), vm.out(f"cat /sys/class/net/{name}.{_VLAN}/mtu")
+    other = line.tagged(_VLAN + 1)
+    ok = untagged.endswith("timed out") and mtu == str(_MTU) and not other.endswith("answered")
+    seen = f"ARP answered in VLAN {_VLAN}, MTU {mtu}; Modbus without a tag: {untagged.splitlines()[-1]}"
+    return Row("management_interface is a VLAN: Modbus without its tag is dropped", ok, seen)
+
+
 def wall(disk: Path, work: Path) -> Iterator[Row]:
-    """One boot."""
+    """Three boots."""
     with rack(work) as bench, wire() as line:
         site = seed(work / "seed", bench, allowed_clients=f"{HOST}, {ALLOWED}")
         (site / "network").mkdir(exist_ok=True)
@@ -84,3 +178,5 @@ def wall(disk: Path, work: Path) -> Iterator[Row]:
         with Vm(disk, work / "vm", site, line.options(), descriptors=[line.descriptor]) as vm:
             vm.start()
             yield made("firewall", lambda: strangers(vm, line))
+            yield made("management interface", lambda: management(vm, line))
+            yield made("management VLAN", lambda: tagged(vm, line))
