@@ -15,6 +15,7 @@ from .disks import disks
 from .faults import faults
 from .installer import installer
 from .plant import Row
+from .pull import pull
 from .slots import slots
 from .smoke import smoke
 from .trouble import trouble
@@ -24,7 +25,7 @@ from .wall import wall
 from .wear import wear
 
 MADE: dict[str, Callable[[Path, Path], Iterator[Row]]] = {
-    "smoke": smoke, "disks": disks, "slots": slots, "faults": faults, "updates": updates,
+    "smoke": smoke, "disks": disks, "slots": slots, "faults": faults, "updates": updates, "pull": pull,
     "trouble": trouble, "wear": wear, "wall": wall, "cuts": cuts, "tamper": tamper, "installer": installer,
 }  # fmt: skip
 PARTS = tuple(MADE)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import bundles
 
@@ -240,10 +241,15 @@ CHECKS: tuple[Callable[[Booted, Sticks], Row], ...] = (
 )  # fmt: skip
 
 
-def _with(sticks: Sticks, check: Callable[[Booted, Sticks], Row]) -> Callable[[Booted], Row]:
+T = TypeVar("T")
+
+
+def given(what: T, check: Callable[[Booted, T], Row]) -> Callable[[Booted], Row]:
+    """The check for `rows`, which has a name."""
+
     @wraps(check)
     def one(a: Booted) -> Row:
-        return check(a, sticks)
+        return check(a, what)
 
     return one
 
@@ -253,7 +259,7 @@ def updates(disk: Path, work: Path) -> Iterator[Row]:
     made = Bundles(disk.parent, work / "bundles")
     sticks = {name: stick(make(made)) for name, make in STICKS.items()}
     with settled(disk, work, LENIENT) as a:
-        yield from rows(a, [isolated, commissioned, *(_with(sticks, check) for check in CHECKS)], recover)
+        yield from rows(a, [isolated, commissioned, *(given(sticks, check) for check in CHECKS)], recover)
 
 
 SHARES = 64
