@@ -161,7 +161,7 @@ def tagged(vm: Vm, line: Wire) -> Row:
     name = vm.out(f"basename $(dirname $(grep -l {_MAC} /sys/class/net/*/address))")
     _with(vm, f"{name}.{_VLAN}")
     awaited(lambda: line.tagged(_VLAN) == "answered", PATIENCE_S, "an answer in the VLAN")
-    vm.out("systemctl is-active ems-server")
+    awaited(lambda: vm.run("systemctl is-active ems-server").rc == 0, PATIENCE_S, "the server")
     untagged, mtu = line.ask(ALLOWED), vm.out(f"cat /sys/class/net/{name}.{_VLAN}/mtu")
     other = line.tagged(_VLAN + 1)
     ok = untagged.endswith("timed out") and mtu == str(_MTU) and not other.endswith("answered")
