@@ -26,6 +26,6 @@ def refusal(mode: int, state: int, permit: int, remote: bool) -> Why:
         return _FORBIDDING[State(state)]
     if mode == Mode.SERVICE:
         return Why.NONE if state in (State.ISOLATED, State.SERVICE) else Why.NOT_ISOLATED
-    if state == State.SERVICE:
-        return Why.IN_SERVICE
+    if state == State.SERVICE:  # mode off is no way out of it while an update holds the rack
+        return Why.UPDATING if permit == Why.UPDATING else Why.IN_SERVICE
     return Why(permit) if state in (State.ISOLATED, State.STOPPING) else Why.NONE

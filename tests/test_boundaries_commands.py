@@ -40,6 +40,8 @@ def test_what_a_command_to_close_is_told(state: State, mode: Mode) -> None:
     assert refusal(mode, state, Why.NONE, True) is expected
     without = refusal(mode, state, Why.INTERLOCK_OPEN, True)
     assert without is (Why.INTERLOCK_OPEN if state in PERMIT_COUNTS else expected)
+    held = refusal(mode, state, Why.UPDATING, True)
+    assert held is (Why.UPDATING if state in (*PERMIT_COUNTS, State.SERVICE) else expected)
     assert refusal(mode, state, Why.NONE, False) is Why.LOCAL_CONTROL
 
 

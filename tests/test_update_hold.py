@@ -24,7 +24,7 @@ def in_service() -> Rig:
 def test_charge_during_an_update_is_refused(mode: Mode) -> None:
     rig = in_service().send(mode=mode, c_rate=0.5, target_soc_pct=80.0).scan(30_000)
     assert (rig.state(), rig.coils) == (State.SERVICE, NONE)
-    assert (rig.o.ack_result, rig.o.permit) == (Result.REJECTED, Why.UPDATING)
+    assert (rig.o.ack_result, rig.o.ack_why, rig.o.permit) == (Result.REJECTED, Why.UPDATING, Why.UPDATING)
 
 
 def test_mode_off_leaves_service_when_the_update_is_done_and_nothing_closes_by_an_old_command() -> None:
