@@ -6,8 +6,6 @@ first file name in the alphabet counts: network/ can overrule these with a name 
 
 from __future__ import annotations
 
-from ipaddress import ip_interface
-
 from .config import DHCP, Site
 
 _DHCP = "DHCP=yes\nLinkLocalAddressing=ipv6\nIPv6AcceptRA=yes\n"
@@ -37,5 +35,5 @@ def _network(*lines: str) -> str:
 def _addresses(site: Site) -> str:
     if site.management_address == DHCP:
         return _network(_DHCP) + _LEASE
-    gateway = "" if site.management_gateway == "none" else f"Gateway={site.management_gateway}"
-    return _network(f"Address={ip_interface(site.management_address)}", *filter(None, (gateway,)), _STATIC)
+    gateway = [] if site.management_gateway == "none" else [f"Gateway={site.management_gateway}"]
+    return _network(f"Address={site.management_address}", *gateway, _STATIC)

@@ -84,7 +84,9 @@ def pulled(a: Booted, folder: Path) -> Row:
         awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
     progress = f"{min(told):g} to {max(told):g} % read meanwhile" if told else "no progress read"
     seen = f"{progress}, slot {slot:g} to {a.get('UpdSlot'):g} in {time.monotonic() - start:.0f} s, CONFIRMED"
-    return Row("a bundle is pulled from the site server, installed, confirmed", a.get("UpdSlot") != slot, seen)
+    return Row(
+        "a bundle is pulled from the site server, installed, confirmed", a.get("UpdSlot") != slot and bool(told), seen
+    )
 
 
 def pull(disk: Path, work: Path) -> Iterator[Row]:
