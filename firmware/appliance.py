@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -155,7 +155,7 @@ class Appliance:
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
         self._changed, self._encoded = [1] * len(Sources._fields), [0] * len(_PLAN)
         self._grid = GridFunctions(self._image, file["grid"])
-        self._beat_ns, self._look_ns, self._version = monotonic_ns(), 0, 0
+        self._beat_ns, self._look_ns, self._version, self._outdated = monotonic_ns(), 0, 0, True
         self._watched, self._scans, self._polls = (self._status.counter, self._strings.counter), 0, 0
         self.tls_days: Callable[[], float] = lambda: nan
         self.commissioning = Commissioning(state, lambda text: self.events.add(0, text=text))
@@ -232,11 +232,13 @@ class Appliance:
         """Another number when a read may be answered otherwise than before."""
         scans, polls = self._watched
         if scans[0] != self._scans or polls[0] != self._polls or monotonic_ns() > self._look_ns:
-            self._refresh()
+            self._outdate()
         return self._version
 
     def read(self, unit: int, address: int, count: int) -> bytes:
         self.version()
+        if self._outdated:
+            self._refresh()
         if unit != UNIT:
             return self._strings.read(unit, address, count, self._sources.status)
         if address >= COMMISSIONING_FIRST:
@@ -296,7 +298,7 @@ class Appliance:
     def write(self, unit: int, address: int, data: bytes, peer: str) -> None:
         if unit != UNIT:
             raise ModbusError(2)
-        self.version()
+        self._refresh(("status",))  # a write hangs on no other, and the next scan does not wait
         host = peer.rpartition(":")[0]
         try:
             if not self._rate.allows(host, monotonic_ns()):
@@ -382,15 +384,21 @@ class Appliance:
             else:
                 pack_into(image, offset, round(min(top, max(bottom, number / scale))))
 
-    def _refresh(self) -> None:
-        """Takes the sections that were published, or went stale, since the last time."""
-        now_ns = monotonic_ns()
-        self._look_ns = now_ns + FRESH_NS
+    def _outdate(self) -> None:
+        """The next read looks at the whole process image."""
+        self._outdated = True
+        self._look_ns = monotonic_ns() + FRESH_NS
         self._version += 1
-        self._bank_renewed = False
-        scans, polls = self._watched = self._status.counter, self._strings.counter
+        self._watched = scans, polls = self._status.counter, self._strings.counter
         self._scans, self._polls = scans[0], polls[0]
-        for name, view in self._views.items():
+
+    def _refresh(self, names: Iterable[str] | None = None) -> None:
+        """Takes these sections, by default all, where they were published or went stale since the last time."""
+        if names is None:
+            self._outdated = self._bank_renewed = False
+        now_ns = monotonic_ns()
+        for name in names or self._views:
+            view = self._views[name]
             value = view.refresh()
             if value is not None and view.age_ms(now_ns) > STALE_MS[name]:
                 value = None

@@ -45,7 +45,7 @@ def _sealed(*_: Any, **__: Any) -> None:
 
 
 class Cmf:
-    """`next(state, bits)` is the state after one scan. Holds no memory of its own between calls."""
+    """`next(state, bits)` is the state after one scan, whatever was asked before."""
 
     def __init__(self, table: tuple[Row, ...] = TABLE) -> None:
         """Raises ValueError naming every row that cannot be trusted."""
@@ -53,6 +53,8 @@ class Cmf:
         if wrong:
             raise ValueError("transition table: " + "; ".join(wrong))
         self._model = _Model()
+        self._asked: tuple[State, Bits] | None = None  # last, and what it was answered: most scans ask it again
+        self._answer = State.INIT
         self.machine = _Machine(
             self._model,
             states=[state.name for state in State],
@@ -90,9 +92,12 @@ class Cmf:
         return guard
 
     def next(self, state: State, bits: Bits) -> State:
-        """The state after this scan. Raises TypeError when a bit is anything but True or False."""
+        """The state after this scan. Raises TypeError when a bit that decides is neither True nor False."""
+        if self._asked == (state, bits):
+            return self._answer
         model = self._model
         model.bits = bits
         model.state = state.name
         model.scan()
-        return State[model.state]
+        self._asked, self._answer = (state, bits), State[model.state]
+        return self._answer

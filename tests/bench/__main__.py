@@ -35,7 +35,8 @@ from .yardsticks import BUILD, Busy, Machine, machine, rivals
 DOCUMENT = Path("docs/performance.md")
 LOGS = BUILD / "run"
 _NOTES = f"""\
-Absolute times are those of the machine; what carries over is the ratio to a yardstick that ran on it at the same time.
+Absolute times are those of the machine and of its build of Python: one from source without profile-guided optimisation
+takes half as long again as a distribution's. What carries over is the ratio to a yardstick that ran at the same time.
 
 - Ratios are ours to the yardstick's: p50, then p99. Below 1 is better, for requests a second (/s) above 1.
 - Everything runs on loopback against the bench with 1,200 cells at speed 1; the appliance as `make run` starts it.

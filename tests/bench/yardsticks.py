@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from timeit import repeat
 from types import TracebackType
 from typing import NamedTuple
 
@@ -252,12 +253,14 @@ class Machine(NamedTuple):
     kernel: str
     preempt_rt: bool
     python: str
+    loop_ms: float  # of a million additions: builds of one version differ by half
     realtime: bool
 
     def __str__(self) -> str:
         rt = "PREEMPT_RT" if self.preempt_rt else "not PREEMPT_RT"
         rights = "SCHED_FIFO and SCHED_RR permitted" if self.realtime else "SCHED_FIFO and SCHED_RR not permitted"
-        return f"{self.cores} cores of {self.processor}, Linux {self.kernel} ({rt}), Python {self.python}, {rights}"
+        python = f"Python {self.python} (a million additions: {self.loop_ms:.0f} ms)"
+        return f"{self.cores} cores of {self.processor}, Linux {self.kernel} ({rt}), {python}, {rights}"
 
 
 def machine() -> Machine:
@@ -265,8 +268,15 @@ def machine() -> Machine:
     models = [row.partition(": ")[2] for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row]
     return Machine(
         models[0] if models else platform.machine(), len(os.sched_getaffinity(0)), platform.release(),
-        "PREEMPT_RT" in platform.version(), platform.python_version(), may_be_realtime(),
+        "PREEMPT_RT" in platform.version(), platform.python_version(), 1000 * min(repeat(_additions, number=1)),
+        may_be_realtime(),
     )  # fmt: skip
+
+
+def _additions() -> None:
+    total = 0
+    for number in range(1_000_000):
+        total += number
 
 
 class Busy:
