@@ -22,7 +22,8 @@ from . import registers
 from .appliance import UNIT, Appliance
 from .authority import RoleRights
 from .commissioning import configuration
-from .config import AGAIN, ConfigError, Loaded, Site, config_directory, load, load_site
+from .conf_file import AGAIN
+from .config import ConfigError, Loaded, Site, config_directory, load, load_site
 from .image import run_directory, writer
 from .models.commissioning import COMMISSIONING_FIRST, COMMISSIONING_MODEL
 from .notify import Notifier

@@ -28,7 +28,8 @@ from statemachine.states import State
 from . import bundle, image, rauc, update_source
 from .authority import LOCAL
 from .bundle import Manifest, Refused
-from .config import ConfigError, Site, config_directory, load_site, migrate
+from .conf_file import migrate
+from .config import FILES, ConfigError, Site, config_directory, load_site
 from .image import Status, Update
 from .realtime import STOP_SIGNALS, arrived
 from .registers import POINT
@@ -213,7 +214,7 @@ class Agent:
     def _confirm(self) -> None:
         trial, self._checking = self._record.phase == Phase.TRIAL, False
         self._step = UpdateState.IDLE
-        for text in migrate(self._machine.config):
+        for text in migrate(self._machine.config, FILES):
             self._log.add(0, text=f"CONFIG {text}")
         if trial:
             self._hold, r = False, self._record

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware import config
+from firmware import conf_file
 from firmware.config import (
     FILES,
     ConfigError,
@@ -236,8 +236,8 @@ def _renamed(file: str, values: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version after this one."""
-    monkeypatch.setattr(config, "SCHEMA", 2)
-    monkeypatch.setattr(config, "MIGRATIONS", {1: _renamed})
+    monkeypatch.setattr(conf_file, "SCHEMA", 2)
+    monkeypatch.setattr(conf_file, "MIGRATIONS", {1: _renamed})
 
 
 def _old(directory: Path) -> bytes:
@@ -249,7 +249,7 @@ def _old(directory: Path) -> bytes:
 
 
 def test_every_schema_below_this_versions_has_its_migration() -> None:
-    assert sorted(config.MIGRATIONS) == list(range(1, config.SCHEMA))
+    assert sorted(conf_file.MIGRATIONS) == list(range(1, conf_file.SCHEMA))
 
 
 @pytest.mark.usefixtures("later")
@@ -262,22 +262,22 @@ def test_an_older_file_is_understood_before_anything_is_written(tmp_path: Path) 
 @pytest.mark.usefixtures("later")
 def test_an_older_file_is_made_new_and_kept_and_nothing_is_done_twice(tmp_path: Path) -> None:
     before = _old(tmp_path)
-    told = config.migrate(tmp_path)
+    told = conf_file.migrate(tmp_path, FILES)
     assert told[0] == "limits.conf: schema 1 is now 2, the old file is limits.conf.schema1"
     assert len(told) == 3
     assert (tmp_path / "limits.conf.schema1").read_bytes() == before
     assert (tmp_path / "limits.conf").read_text().startswith("schema = 2\n")
     assert load(tmp_path).settings.max_charge_voltage == 1200.0
-    assert config.migrate(tmp_path) == []
+    assert conf_file.migrate(tmp_path, FILES) == []
 
 
 def test_a_rollback_finds_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path, {"max_charge_voltage": 1200})
     with monkeypatch.context() as later:
-        later.setattr(config, "SCHEMA", 2)
-        later.setattr(config, "MIGRATIONS", {1: lambda file, values: {"of_a_later_version": "1"}})
+        later.setattr(conf_file, "SCHEMA", 2)
+        later.setattr(conf_file, "MIGRATIONS", {1: lambda file, values: {"of_a_later_version": "1"}})
         for name in FILES:
-            config._rewrite(tmp_path / name, 1)
+            conf_file._rewrite(tmp_path / name, 1)
     assert (tmp_path / "site.conf").read_text() == "schema = 2\nof_a_later_version = 1\n"
     assert load(tmp_path).settings.max_charge_voltage == 1200.0
 
@@ -305,7 +305,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_the_file_is_understood_all_th
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "replace", read_only)
-    assert config.migrate(tmp_path)[0] == (
+    assert conf_file.migrate(tmp_path, FILES)[0] == (
         "limits.conf: not rewritten, Read-only file system; it is migrated at every start"
     )
     assert load(tmp_path).settings.max_charge_voltage == 1200.0
@@ -315,5 +315,5 @@ def test_a_disk_that_cannot_be_written_is_told_and_the_file_is_understood_all_th
 def test_a_file_with_an_error_is_not_rewritten(tmp_path: Path) -> None:
     _old(tmp_path)
     (tmp_path / "limits.conf").write_text("max_rack_kv = 1.2\nnot a line\n")
-    assert "limits.conf" not in "".join(config.migrate(tmp_path))
+    assert "limits.conf" not in "".join(conf_file.migrate(tmp_path, FILES))
     assert not (tmp_path / "limits.conf.schema1").exists()
