@@ -28,11 +28,13 @@ _CHUNK = 1 << 20
 
 
 class Found(NamedTuple):
-    """A bundle in the folder; equal while nobody touches it."""
+    """A bundle in the folder; equal while nobody touches it.
+
+    Without its inode: FAT has none, the kernel makes a number up and at times another one.
+    """
 
     path: Path
     device: int
-    inode: int
     size: int
     changed_ns: int
 
@@ -49,7 +51,7 @@ def find(folder: Path) -> Found | None:
         seen = (folder / names[0]).lstat() if names else None
     except OSError:
         return None
-    return Found(folder / names[0], seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns) if seen else None
+    return Found(folder / names[0], seen.st_dev, seen.st_size, seen.st_mtime_ns) if seen else None
 
 
 def copy(found: Found, to: Path, beat: Beat) -> None:

@@ -569,6 +569,19 @@ def test_the_self_read_goes_over_the_units_own_port(
     assert not answers(rack.agent), "nobody answers"
 
 
+def test_a_stick_that_is_left_in_is_tried_once_though_fat_gives_its_file_another_inode_number(rack: Rack) -> None:
+    """Seen in the image: the kernel makes the number up, anew when it had to forget the file for want of memory."""
+    rack.ready()
+    path = rack.stick / "new.raucb"
+    path.write_bytes(b"x" * 100)
+    rack.look(5)
+    again = path.with_name("again")
+    shutil.copy2(path, again)
+    again.replace(path)
+    rack.look(5)
+    assert [e.a for e in rack.events.new() if e.kind == EventKind.UPDATE] == [R.TRUNCATED]
+
+
 def test_a_stick_that_is_put_in_again_is_tried_again(rack: Rack) -> None:
     rack.ready()
     path = rack.stick / "new.raucb"

@@ -22,7 +22,7 @@ from .faults import PATIENCE_S, charging, commissioned, isolated, recover, resta
 from .plant import Booted, Row, awaited, late, rows
 from .vm import MIB, PANIC, call
 
-LABEL, NEWER = "EMS-UPDATE", "99991231-test"
+LABEL, STICK, NEWER = "EMS-UPDATE", "/run/ems-update", "99991231-test"
 ROT_EVERY = 3 * MIB
 LENIENT = {"systemd.unit-dropin.ems-updater.service~test": "[Service]\nEnvironment=EMS_LATE_SHARE=0.5\n"}
 """An emulated processor is late more often than the self-test allows."""
@@ -278,6 +278,8 @@ def _tampered(image: Path, first: int, size: int) -> Callable[[Booted], Row]:
                 awaited(lambda: kept(a, lambda: a.get("UpdState") == UpdateState.IDLE), 4 * PATIENCE_S, "refused")
                 why = result(a)
                 seen.append(why.name if why else "silent")
+            print(f"    {share + 1} of {SHARES}: {seen[-1]}", flush=True)
+            awaited(lambda: a.vm.run(f"mountpoint -q {STICK}").rc != 0, PATIENCE_S, "the stick is gone")
         told = ", ".join(f"{seen.count(name)} {name}" for name in sorted(set(seen)))
         ok = set(seen) <= {"DAMAGED", "SIGNATURE", "TRUNCATED", "FORMAT"} and standby(a) == before
         return Row(f"a changed byte in each 1/{SHARES} of a bundle: refused, the standby slot as before", ok, told)
