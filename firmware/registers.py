@@ -14,8 +14,9 @@ A name that more than one SunSpec model uses carries its model as in `802.SoC`; 
 from __future__ import annotations
 
 from itertools import pairwise
+from math import nan
 
-from drivers.modbus.point import Point
+from drivers.modbus.point import CODERS, Point
 from statemachine.ratings import nominal_v, rated_charge_w, rated_discharge_w
 
 from .models.ac import CAPACITY, CONTROLS, LIMIT_GROUP, MAX_W, MEASUREMENT, WSET_GROUP
@@ -72,6 +73,11 @@ BESIDE: tuple[Point, ...] = tuple(row.point for row in COMMISSIONING)
 POINT: dict[str, Point] = {point.name: point for point in (*POINTS, *BESIDE)}
 AT: tuple[Row, ...] = tuple(row for row in ROWS for _ in range(row.point.count))
 """The row that covers register BASE + index."""
+_NUMBERS = {
+    point.name: (CODERS[point.type].unpack_from, 2 * (point.address - BASE), point.unimplemented, point.scale)
+    for point in POINTS
+    if point.type != "string"
+}
 assert all(row.point.end == after.point.address for row, after in pairwise(ROWS)), "overlap or gap"
 
 
@@ -88,12 +94,12 @@ def image() -> bytearray:
 
 
 def get(registers: bytearray, name: str) -> float:
-    """Value of a numeric point in an image made by `image`."""
-    point = POINT[name]
-    at = 2 * (point.address - BASE)
-    value = point.decode(registers[at : at + 2 * point.count])
-    assert not isinstance(value, str)
-    return value
+    """Value of a numeric point in an image made by `image`, as `Point.decode` has it; a write asks for twenty."""
+    unpack_from, at, unimplemented, scale = _NUMBERS[name]
+    raw: int = unpack_from(registers, at)[0]
+    if raw == unimplemented:
+        return nan
+    return raw if scale == 1.0 else raw * scale
 
 
 def put(registers: bytearray, name: str, value: float | str) -> None:

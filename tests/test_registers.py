@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import sunspec2.modbus.client as sunspec
 from fake_appliance import FakeAppliance
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from drivers.modbus.point import UNIMPLEMENTED, width
 from firmware import docgen
@@ -146,6 +148,19 @@ def test_discharge_is_positive_on_the_wire() -> None:
     put(registers, "RackA", -560.0)
     at = 2 * (POINT["RackA"].address - BASE)
     assert int.from_bytes(registers[at : at + 4], "big", signed=True) == -5600
+
+
+@given(st.binary(min_size=2, max_size=8))
+@example(b"\xff\xff")
+@example(b"\x80\0")
+@example(b"\x80\0\0\0")
+def test_get_says_what_the_point_decodes(pattern: bytes) -> None:
+    registers = bytearray((pattern * (END - BASE))[: 2 * (END - BASE)])
+    for point in POINTS:
+        if point.type != "string":
+            at = 2 * (point.address - BASE)
+            expected = point.decode(registers[at : at + 2 * point.count])
+            assert repr(get(registers, point.name)) == repr(expected), point.name
 
 
 def test_reserve_reads_as_pad_and_missing_values_as_not_implemented() -> None:

@@ -44,6 +44,11 @@ class Point:
         """First address after the point."""
         return self.address + self.count
 
+    @property
+    def unimplemented(self) -> int | None:
+        """The integer that stands for no value; every pattern of a bit field is one."""
+        return None if self.type in ("bitfield16", "bitfield32") else UNIMPLEMENTED[self.type]
+
     def encode(self, value: float | str) -> bytes:
         """Wire bytes of a value; out of the type's range is clamped to its ends, never wrapped.
 
@@ -72,7 +77,7 @@ class Point:
         if self.type == "string":
             return bytes(data).rstrip(b"\0").decode(errors="replace")
         raw = self.raw(data)
-        if raw == UNIMPLEMENTED[self.type] and self.type not in ("bitfield16", "bitfield32"):
+        if raw == self.unimplemented:
             return float("nan")
         return raw if self.scale == 1.0 else raw * self.scale
 
