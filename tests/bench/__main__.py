@@ -45,7 +45,8 @@ takes half as long again as a distribution's. What carries over is the ratio to 
   the guard preempts both.
 - Kill-switch: from the bench's edge to the guard's store in the terminal, the contactors open, the state ISOLATED.
 - Write to output: from before the write until the read that shows it, back-to-back reads, phases spread evenly over the
-  scan period, in random order. The aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms.
+  scan period, in random order. The aggregator looks for a new set-point every {CONTROL_TICK_S * 1000:g} ms. A bare scan
+  that copies one register is the least that a controller can do, on this machine and seen by this client.
 - Under load: {LIMIT} connections, all but the one that writes in a closed loop of reads, at ordinary priority. The one
   that writes is above ordinary processes, with and without load: it stands for a machine of its own. Wake latencies
   come from the freeze-frames' stamps there, since the registers count from the start on: above the shortest of the last

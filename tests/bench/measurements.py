@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from itertools import pairwise
@@ -49,6 +49,7 @@ BURST_PAUSE_S = 0.45
 _STEP_C = 0.001
 _ANSWER_P50_US, _ANSWER_P99_US = 5900, 10_500
 _POLL_RATIO = 1.5
+_BARE = "bare libmodbus server that copies it in a scan of the same period, by turns"
 _SITE = Site()
 _UNITS = range(FIRST_UNIT, FIRST_UNIT + _SITE.strings)
 
@@ -202,38 +203,68 @@ def _wakes(ring: RingReader, period_us: int) -> Spread:
 
 
 def _reactions(a: Appliance, trials: int, loaded: str) -> Iterator[Row]:
+    """Without load the first beside a bare scan, by turns."""
     first, period_us, rate_c = int(a.get("CmdSeq")), a.get("ScanPeriodUs"), a.get("CmdRamp")
     a.site.close()  # every connection counts
-    background = load(a.ports.EMS_MODBUS_PORT, *_READ, LIMIT - 1) if loaded else nullcontext()
-    with background, raised(), _connected(a.ports.EMS_MODBUS_PORT) as site, _connected(a.ports.EMS_PCS_PORT) as pcs:
-        write = partial(site.write, 1)
+    with ExitStack() as during:
+        bare = None if loaded else _bare_scan(during, int(period_us), _core(a))
+        if loaded:
+            during.enter_context(load(a.ports.EMS_MODBUS_PORT, *_READ, LIMIT - 1))
+        during.enter_context(raised())
+        site, pcs = (during.enter_context(_connected(p)) for p in (a.ports.EMS_MODBUS_PORT, a.ports.EMS_PCS_PORT))
         profile = load_profile(_SITE.pcs_profile)
-        echo = partial(site.read, 1, POINT["AckSeq"].address, 2)
         setpoint = partial(pcs.read, profile.first_unit, profile.points["setpoint_a"].address, 1)
-
-        def command(trial: int) -> float:
-            wanted = (first + trial).to_bytes(4, "big")
-            return reaction(lambda: write(POINT["CmdSeq"].address, wanted), lambda: echo() == wanted)
 
         def lower(trial: int) -> float:
             rate, before = POINT["CmdRamp"].encode(rate_c - trial * _STEP_C), setpoint()
-            return reaction(lambda: write(POINT["CmdRamp"].address, rate), lambda: setpoint() != before)
+            return reaction(lambda: site.write(1, POINT["CmdRamp"].address, rate), lambda: setpoint() != before)
 
-        for what, trial, read in (
-            ("CmdSeq written to AckSeq read", command, echo),
-            ("CmdRamp written to set-point read at the PCS", lower, setpoint),
-        ):
-            trip_us = statistics.median([_duration_us(read) for _ in range(100)])
-            measured = spread([_later(us, trial, n) for n, us in enumerate(_phases(trials, period_us), 1)])
-            expected = Spread(period_us / 2 + trip_us, period_us + trip_us, 0)
-            against = f"half and whole scan period + round trip of {trip_us:.0f} us"
-            if trial is command:
-                met = measured.p50 <= _ANSWER_P50_US and measured.p99 <= _ANSWER_P99_US
-                wanted = asked(f"p50 <= {_ANSWER_P50_US}, p99 <= {_ANSWER_P99_US} us", met)
-            else:
-                met = measured.p99 <= 2 * period_us + trip_us
-                wanted = asked(f"p99 <= 2 scan periods + one PCS request = {2 * period_us + trip_us:.0f} us", met)
-            yield compared(what + loaded, measured, against, expected, asked=wanted)
+        answered, copied, trip_us = list[float](), list[float](), _trip_us(partial(_acknowledged, site))
+        for number, us in enumerate(_phases(trials, period_us), 1):
+            wanted = (first + number).to_bytes(4, "big")
+            answered.append(_later(us, partial(_answer, site, wanted)))
+            if bare is not None:
+                copied.append(_later(us, partial(_answer, bare, wanted)))
+        ours = spread(answered)
+        met = ours.p50 <= _ANSWER_P50_US and ours.p99 <= _ANSWER_P99_US
+        wanted_us = asked(f"p50 <= {_ANSWER_P50_US}, p99 <= {_ANSWER_P99_US} us", met)
+        against, expected = (_BARE, spread(copied)) if bare is not None else _least(period_us, trip_us)
+        yield compared(f"CmdSeq written to AckSeq read{loaded}", ours, against, expected, asked=wanted_us)
+
+        trip_us = _trip_us(setpoint)
+        ours = spread([_later(us, partial(lower, number)) for number, us in enumerate(_phases(trials, period_us), 1)])
+        most_us = 2 * period_us + trip_us
+        wanted_us = asked(f"p99 <= 2 scan periods + one PCS request = {most_us:.0f} us", ours.p99 <= most_us)
+        what = f"CmdRamp written to set-point read at the PCS{loaded}"
+        yield compared(what, ours, *_least(period_us, trip_us), asked=wanted_us)
+
+
+def _bare_scan(during: ExitStack, period_us: int, core: int) -> Link | None:
+    """A libmodbus server that copies CmdSeq to AckSeq in a scan of the same period, on the same core."""
+    port, points = free_ports().EMS_MODBUS_PORT, (POINT["CmdSeq"].address, POINT["AckSeq"].address)
+    try:
+        during.enter_context(modbus_server("libmodbus", port, BASE, END - BASE, period_us, core, *points))
+    except Missing:
+        return None
+    return during.enter_context(_connected(port))
+
+
+def _least(period_us: float, trip_us: float) -> tuple[str, Spread]:
+    against = f"half and whole scan period + round trip of {trip_us:.0f} us"
+    return against, Spread(period_us / 2 + trip_us, period_us + trip_us, 0)
+
+
+def _trip_us(read: Callable[[], object]) -> float:
+    return statistics.median([_duration_us(read) for _ in range(100)])
+
+
+def _acknowledged(link: Link) -> bytes:
+    return link.read(1, POINT["AckSeq"].address, 2)
+
+
+def _answer(link: Link, wanted: bytes) -> float:
+    """Us from CmdSeq written until AckSeq is the same."""
+    return reaction(lambda: link.write(1, POINT["CmdSeq"].address, wanted), lambda: _acknowledged(link) == wanted)
 
 
 @contextmanager
@@ -271,9 +302,9 @@ def _phases(trials: int, period_us: float) -> list[float]:
     return phases
 
 
-def _later(us: float, trial: Callable[[int], float], number: int) -> float:
+def _later(us: float, trial: Callable[[], float]) -> float:
     time.sleep(us / 1e6)
-    return trial(number)
+    return trial()
 
 
 def kill_switch(a: Appliance, plan: Plan) -> Iterator[Row]:

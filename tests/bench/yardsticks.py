@@ -181,10 +181,13 @@ def histogram(text: str) -> Latencies | None:
 
 
 @contextmanager
-def modbus_server(name: str, port: int, first: int, count: int) -> Iterator[int]:
-    """Process id of libmodbus or one of python_servers with `count` holding registers from `first`. Raises Missing."""
+def modbus_server(name: str, port: int, first: int, count: int, *scan: int) -> Iterator[int]:
+    """Process id of libmodbus or one of python_servers with `count` holding registers from `first`. Raises Missing.
+
+    libmodbus's with a `scan` of its own: period in us, core, addresses of two registers and of their copy.
+    """
     command = [str(compiled("server", "libmodbus"))] if name == "libmodbus" else [*_PYTHON_SERVERS, name]
-    with _background([*command, str(port), str(first), str(count)]) as pid:
+    with _background([*command, *map(str, (port, first, count, *scan))]) as pid:
         wait_until(lambda: _listens(port), 10, f"the {name} server listens on {port}")
         yield pid
 
