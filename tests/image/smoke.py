@@ -14,7 +14,7 @@ from firmware.registers import POINT
 from statemachine.states import State
 
 from .plant import Row, await_modbus, rack, seed
-from .vm import HOST, Vm, slowness
+from .vm import HOST, LABEL, MIB, STICK, Vm, call, slowness
 
 MOST_RAM_MB, MOST_EXPOSED = 256, 2.0
 SERVICES = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
@@ -208,9 +208,28 @@ def warnings(vm: Vm) -> Row:
     )
 
 
+def pulled(vm: Vm) -> Row:
+    """As when the update agent reads just then."""
+    image, held = vm.work / "pulled.stick", vm.work / "held"
+    held.write_bytes(bytes(4096))
+    with image.open("wb") as file:
+        file.truncate(16 * MIB)
+    call("mkfs.vfat", "-n", LABEL, image)
+    call("mcopy", "-i", image, held, "::held")
+    there, gone = (f"while {no}mountpoint -q {STICK}; do sleep 0.2; done" for no in ("! ", ""))
+    with vm.stick(image):
+        vm.out(there)
+        vm.out(f"setsid sleep 3600 <{STICK}/held >/dev/null 2>&1 &")
+    went, came = vm.run(gone).rc == 0, False
+    with vm.stick(image):
+        came = vm.run(f"{there}; cat {STICK}/held >/run/held && cmp -n 4096 /run/held /dev/zero").rc == 0
+    seen = f"{'gone' if went else 'still there'}, the next one is {'there' if came else 'hidden'}"
+    return Row("a stick is pulled out while it is read", went and came, seen)
+
+
 CHECKS: tuple[Callable[[Vm], Row], ...] = (
     state, realtime, memory, root, failed, services, firewall, profiles, denials, denied, exposure, ports, peers, data,
-    seeded, untainted, warnings,
+    seeded, untainted, warnings, pulled,
 )  # fmt: skip
 
 

@@ -21,9 +21,9 @@ from statemachine.states import State
 
 from .faults import PATIENCE_S, charging, commissioned, isolated, recover, restarted, settled, to_isolated
 from .plant import Booted, Row, awaited, late, rows
-from .vm import MIB, PANIC, call
+from .vm import LABEL, MIB, PANIC, STICK, call
 
-LABEL, STICK, NEWER = "EMS-UPDATE", "/run/ems-update", "99991231-test"
+NEWER = "99991231-test"
 ROT_EVERY = 3 * MIB
 LENIENT = {"systemd.unit-dropin.ems-updater.service~test": "[Service]\nEnvironment=EMS_LATE_SHARE=0.5\n"}
 """An emulated processor is late more often than the self-test allows."""

@@ -27,6 +27,8 @@ MIB = 1 << 20
 ESP_AT_MIB, ESP_MIB = 1, 64
 HOST = "10.0.2.2"
 """The host as the guest sees it."""
+LABEL, STICK = "EMS-UPDATE", "/run/ems-update"
+"""What a stick with a bundle is called, and where the unit mounts it."""
 
 
 class Machine(NamedTuple):
