@@ -92,7 +92,10 @@ class Cmf:
         return guard
 
     def next(self, state: State, bits: Bits) -> State:
-        """The state after this scan. Raises TypeError when a bit that decides is neither True nor False."""
+        """The state after this scan. Raises TypeError when a bit that decides is neither True nor False.
+
+        But 1 passes for a True, and 0 for a False, of the question before.
+        """
         if self._asked == (state, bits):
             return self._answer
         model = self._model

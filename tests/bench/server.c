@@ -51,9 +51,11 @@ static void serve(modbus_t *ctx, int fd, fd_set *open)
     modbus_set_socket(ctx, fd);
     int length = modbus_receive(ctx, query);
     if (length > 0) {
-        pthread_mutex_lock(&turn);
+        if (*scan)
+            pthread_mutex_lock(&turn);
         modbus_reply(ctx, query, length, map);
-        pthread_mutex_unlock(&turn);
+        if (*scan)
+            pthread_mutex_unlock(&turn);
     } else if (length == -1) {
         close(fd);
         FD_CLR(fd, open);

@@ -220,7 +220,7 @@ def pulled(vm: Vm) -> Row:
     with vm.stick(image):
         vm.out(there)
         vm.out(f"setsid sleep 3600 <{STICK}/held >/dev/null 2>&1 &")
-    went, came = vm.run(gone).rc == 0, False
+    went = vm.run(gone).rc == 0
     with vm.stick(image):
         came = vm.run(f"{there}; cat {STICK}/held >/run/held && cmp -n 4096 /run/held /dev/zero").rc == 0
     seen = f"{'gone' if went else 'still there'}, the next one is {'there' if came else 'hidden'}"

@@ -289,7 +289,7 @@ def _tampered(image: Path, first: int, size: int) -> Callable[[Booted], Row]:
     """A bundle of `size` bytes begins at byte `first` of the stick."""
 
     def tampered(a: Booted) -> Row:
-        """One byte in each 1/64 of it, one after the other."""
+        """One byte in each share of it, one after the other."""
         service(a)
         before, seen = standby(a), list[str]()
         for share in range(SHARES):
@@ -304,7 +304,7 @@ def _tampered(image: Path, first: int, size: int) -> Callable[[Booted], Row]:
 
 
 def tamper(disk: Path, work: Path) -> Iterator[Row]:
-    """One machine; a look takes 20 to 70 s. EMS_SHARES is how many are made, the long run makes 64."""
+    """One machine; a look took 70 to 190 s. EMS_SHARES is how many are made, the long run makes 64."""
     bundle = Bundles(disk.parent, work / "bundles").made("good")
     head, size = bundle.read_bytes()[:65536], bundle.stat().st_size
     image = stick(bundle)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 
-TUNSETIFF, TAP, NO_PACKET_INFORMATION = 0x400454CA, 0x2, 0x1000
+_TUNSETIFF, _TAP, _NO_PACKET_INFORMATION = 0x400454CA, 0x2, 0x1000
 _SOL_PACKET, _PACKET_AUXDATA, _OUTGOING, _ALL_PROTOCOLS = 263, 8, 4, 3
 _AUXDATA = struct.Struct("IIIHHHH")  # tpacket_auxdata: status, len, snaplen, mac, net, vlan_tci, vlan_tpid
 _VLAN_VALID = 1 << 4
@@ -24,7 +24,7 @@ _TPID, _MOST = 0x8100, 65535
 def tap(name: str) -> int:
     """A TAP device's descriptor."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), TAP | NO_PACKET_INFORMATION))
+    fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP | _NO_PACKET_INFORMATION))
     return descriptor
 
 
