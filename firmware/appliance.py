@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 import struct
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from math import nan
@@ -18,7 +17,6 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
-from drivers.modbus.point import CODERS, UNIMPLEMENTED
 from drivers.modbus.session import ModbusError
 from drivers.section import SectionFile
 from statemachine import grid
@@ -51,6 +49,7 @@ from .image import (
 )
 from .models.commissioning import COMMISSIONING, COMMISSIONING_END, COMMISSIONING_FIRST, CommCommand
 from .models.update import update_model
+from .published import Published
 from .registers import BANK_FIRST, BASE, POINT, WSET_GROUP, Own, Row, Sources
 from .string_units import Sizes, StringUnits
 from .sunspec import WSetMode
@@ -78,45 +77,6 @@ _NOT_IN_LOCAL = _SETPOINTS | grid_functions.POINTS
 _SEQUENCES = 0xFFFFFFFF
 _BEATING_NS = 1_000_000_000
 """A heartbeat that changed within it is not lost, whatever a status of before says; below the shortest HbTmo."""
-
-
-class _Encoder(NamedTuple):
-    """How one published point gets into the register image."""
-
-    group: int  # of Sources._fields
-    pack_into: Callable[..., None]
-    offset: int
-    value: Callable[[Sources], Any]
-    scale: float
-    bottom: float
-    top: float
-    unimplemented: int
-
-
-def _encoder(row: Row) -> _Encoder:
-    point = row.point
-    signed, bits = point.type in ("int16", "int32"), 16 * point.count
-    top = (1 << bits - 1) - 1 if signed else (1 << bits) - 1
-    assert row.value is not None
-    return _Encoder(
-        Sources._fields.index(row.group),
-        CODERS[point.type].pack_into,
-        2 * (point.address - BASE),
-        row.value,
-        point.scale,
-        -top if signed else 0,
-        top,
-        UNIMPLEMENTED[point.type],
-    )
-
-
-_ROWS = [row for row in registers.ROWS if row.value is not None and row.point.address < BANK_FIRST]
-_PLAN = [_encoder(row) for row in _ROWS]
-"""Up to model 803, by address; what is behind it has no fixed place."""
-_STARTS = [2 * (row.point.address - BASE) for row in _ROWS]
-_ENDS = [2 * (row.point.end - BASE) for row in _ROWS]
-_STATUS = Sources._fields.index("status")
-"""Some of its points also say what is our own."""
 _UPDATE = update_model(0)
 
 
@@ -153,7 +113,7 @@ class Appliance:
         self._strings = StringUnits(directory)
         self._image, self._bank_renewed = registers.image(), False
         self._sources = Sources(None, None, None, None, None, None, None, Own(0, 0, 0, 0))
-        self._changed, self._encoded = [1] * len(Sources._fields), [0] * len(_PLAN)
+        self._published = Published()
         self._grid = GridFunctions(self._image, file["grid"])
         self._beat_ns, self._look_ns, self._version, self._outdated = monotonic_ns(), 0, 0, True
         self._watched, self._scans, self._polls = (self._status.counter, self._strings.counter), 0, 0
@@ -248,7 +208,7 @@ class Appliance:
             raise ModbusError(2)
         if end > _BANK_AT and not self._bank_renewed:
             self._renew_bank()
-        self._encode(first, end)
+        self._published.encode(self._image, self._sources, first, end)
         return bytes(self._image[first:end])
 
     def _renew_bank(self) -> None:
@@ -365,24 +325,7 @@ class Appliance:
     def _update(self, **changed: Any) -> None:
         """What follows from it in the registers is encoded when it is read."""
         self._sources = self._sources._replace(**changed)
-        for group in changed:
-            self._changed[Sources._fields.index(group)] += 1
-        if "own" in changed:
-            self._changed[_STATUS] += 1
-
-    def _encode(self, first: int, end: int) -> None:
-        """Brings these bytes of the register image up to date."""
-        image, sources, changed, encoded = self._image, self._sources, self._changed, self._encoded
-        for at in range(bisect_right(_ENDS, first), bisect_left(_STARTS, end)):
-            group, pack_into, offset, value, scale, bottom, top, unimplemented = _PLAN[at]
-            if encoded[at] == changed[group]:
-                continue
-            encoded[at] = changed[group]
-            number = value(sources)
-            if number != number:
-                pack_into(image, offset, unimplemented)
-            else:
-                pack_into(image, offset, round(min(top, max(bottom, number / scale))))
+        self._published.changed(changed)
 
     def _outdate(self) -> None:
         """The next read looks at the whole process image."""
