@@ -1,7 +1,10 @@
-"""One healthy answer of each device, for tests that change a value of it."""
+"""One healthy answer of each device, and the grid functions switched on, for tests that change a value of it."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from statemachine.grid import DEFAULT
 from statemachine.signals import Bms, Pcs
 
 BMS = Bms(
@@ -15,3 +18,15 @@ PCS = Pcs(
     poll=25, v_stamp_ms=500.0, dc_v=1100.0, dc_a=0.0, ac_w=0.0, ac_hz=50.0, ac_v=400.0, state=2, fault_bits=0,
     charge_max_a=1120.0, discharge_max_a=1120.0, identity_ok=True, loss_pct=0.0,
 )  # fmt: skip
+
+
+def pcs(hz: float = 50.0, v: float = 400.0) -> Pcs:
+    return PCS._replace(ac_hz=hz, ac_v=v)
+
+
+DROOP_ON = DEFAULT._replace(
+    droop_enabled=True, db_of_hz=0.1, db_uf_hz=0.2, k_of=0.04, k_uf=0.025, response_s=2.0, p_min_pu=-0.5
+)
+LIMIT_ON: dict[str, Any] = {
+    "limit_version": 3, "limit_enabled": True, "limit_pu": 0.4, "limit_revert_enabled": True, "limit_revert_pu": 0.7,
+}  # fmt: skip
