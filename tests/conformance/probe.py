@@ -420,7 +420,7 @@ ELSEWHERE: tuple[Elsewhere, ...] = tuple(Elsewhere(*row) for row in (
     ("REV-3", "time 0: the set-point stays",
      "boundaries_commands", "without_a_time_a_set_point_stays_and_nothing_reverts"),
     ("REV-1", "704 limit: the timer runs out after its time",
-     "grid_functions", "a_limit_reverts_after_its_time_and_tells_it"),
+     "core_grid", "a_limit_reverts_after_its_time_and_tells_it"),
     ("REV-1", "704 limit: the registers show it", "grid_registers", "a_limit_reverts_in_the_registers_once"),
     ("REV-1", "711: the set that was named for it is adopted",
      "grid_registers", "a_reversion_adopts_the_set_that_was_named_for_it"),
