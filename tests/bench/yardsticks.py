@@ -22,6 +22,8 @@ from waiting import wait_until
 SOURCES = Path(__file__).parent
 BUILD = Path("build/bench")
 _PYTHON_SERVERS = (sys.executable, "-m", "tests.bench.python_servers")
+LEAST = "recv() and send() in C"
+"""A server that checks nothing and answers zeros: no server of one thread does less."""
 _LONG_S = 3600  # the load is ended from outside
 RR_PRIORITY = 1
 """Enough to be above every ordinary process, and below the controller and the guard."""
@@ -187,7 +189,20 @@ def modbus_server(name: str, port: int, first: int, count: int, *scan: int) -> I
     libmodbus's with a `scan` of its own: period in us, core, addresses of two registers and of their copy.
     """
     command = [str(compiled("server", "libmodbus"))] if name == "libmodbus" else [*_PYTHON_SERVERS, name]
-    with _background([*command, *map(str, (port, first, count, *scan))]) as pid:
+    with _listening(name, port, [*command, *map(str, (port, first, count, *scan))]) as pid:
+        yield pid
+
+
+@contextmanager
+def least_server(port: int, count: int) -> Iterator[int]:
+    """Process id of LEAST, whose answers are of `count` registers. Raises Missing."""
+    with _listening(LEAST, port, [str(compiled("answer")), str(port), str(count)]) as pid:
+        yield pid
+
+
+@contextmanager
+def _listening(name: str, port: int, command: Sequence[str]) -> Iterator[int]:
+    with _background(command) as pid:
         wait_until(lambda: _listens(port), 10, f"the {name} server listens on {port}")
         yield pid
 
