@@ -90,11 +90,13 @@ class Plant:
     """A running aggregator and what it published."""
 
     def __init__(
-        self, directory: Path, bms_port: int, pcs_port: int, strings: int = 1, cells: int = 30, profile: Profile = BMS
-    ) -> None:
+        self, directory: Path, bms_port: int, pcs_port: int, strings: int = 1, cells: int = 30, profile: Profile = BMS,
+        request_timeout_ms: int = 150,
+    ) -> None:  # fmt: skip
         settings = AggregatorSettings(
-            "127.0.0.1", bms_port, profile, strings, cells, "127.0.0.1", pcs_port, PCS, request_timeout_ms=150
-        )
+            "127.0.0.1", bms_port, profile, strings, cells, "127.0.0.1", pcs_port, PCS,
+            request_timeout_ms=request_timeout_ms,
+        )  # fmt: skip
         self.aggregator = Aggregator(settings, directory)
         self._bms = image.View(image.BMS, "aggregator", "bms", directory)
         self._pcs = image.View(image.PCS, "aggregator", "pcs", directory)

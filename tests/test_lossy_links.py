@@ -40,20 +40,24 @@ def lost_every(nth: int) -> Callable[[bytes], bytes]:
 
 @contextmanager
 def lossy(
-    tmp_path: Path, bms_wire: Callable[[bytes], bytes], pcs_wire: Callable[[bytes], bytes]
+    tmp_path: Path,
+    bms_wire: Callable[[bytes], bytes],
+    pcs_wire: Callable[[bytes], bytes],
+    request_timeout_ms: int = 150,
 ) -> Iterator[tuple[Plant, Bank]]:
     bms, pcs = rack(1, 30), converter()
     with (
         Beating((bms, BMS), (pcs, PCS)),
         liar(answering_in_place_of(bms, bms_wire)) as bms_port,
         liar(answering_in_place_of(pcs, pcs_wire)) as pcs_port,
-        Plant(tmp_path, bms_port, pcs_port) as running,
+        Plant(tmp_path, bms_port, pcs_port, request_timeout_ms=request_timeout_ms) as running,
     ):
         yield running, pcs
 
 
 def test_a_gateway_that_loses_every_tenth_answer_costs_no_poll(tmp_path: Path) -> None:
-    with lossy(tmp_path, lost_every(10), lost_every(10)) as (running, _):
+    """With a second until a poll is given up: a machine that stands still that long has lost more than an answer."""
+    with lossy(tmp_path, lost_every(10), lost_every(10), request_timeout_ms=1000) as (running, _):
         wait_until(lambda: running.links.bms_polls > 20 and running.links.pcs_polls > 50, 10, "polls in spite of it")
         links = running.links
         assert links.bms_timeouts >= 5
