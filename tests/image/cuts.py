@@ -27,11 +27,13 @@ LONGEST_S = 20.0
 _LOOK = (
     "cat /etc/ems/*.conf /var/lib/ems/commission* | md5sum; "
     "journalctl -q -b -o short-full >/run/told; journalctl --sync; wc -l </run/told; md5sum </run/told; "
+    "echo $(journalctl --verify 2>&1 | sed -n 's/^FAIL: \\([^ ]*\\).*/\\1/p'); "
+    "echo $(ls /var/log/journal/*/*.journal~ 2>/dev/null | tail -n 1); "
     "ems-diag --journal /var/lib/ems/journal >/run/kept 2>&1; echo $?; grep -c ' STATE ' /run/kept; "
     "journalctl --list-boots --no-pager | grep -oE '[0-9a-f]{32}'"
 )
-"""The system's journal is synced by the look: what comes later may be lost or torn, two minutes at most, and journald
-sets a file with a torn end aside. So the lines are looked at, not the files. Ours does it by itself."""
+"""The system's journal is synced by the look: what comes later may be lost or torn, two minutes at most. At the next
+start journald sets the file aside that was written to. Ours does it by itself."""
 
 
 class Kept(NamedTuple):
@@ -40,14 +42,22 @@ class Kept(NamedTuple):
     digest: str  # of configuration and commissioning
     lines: int  # of this boot, in the system's journal
     told: str  # digest of these lines
+    broken: frozenset[str]  # files of it that do not pass journalctl --verify
+    aside: str  # the file that the last cut tore from journald's hands; empty when there was none
     flawed: int  # our own journal: 1 when a record is damaged or missing
     states: int  # changes of state in it
     boots: tuple[str, ...]  # that the system's journal has, the oldest first
 
 
 def kept_now(a: Booted) -> Kept:
-    digest, lines, told, flawed, states, *boots = a.vm.out(_LOOK, 60.0).splitlines()
-    return Kept(digest, int(lines), told, int(flawed), int(states), tuple(boots))
+    digest, lines, told, broken, aside, flawed, states, *boots = a.vm.out(_LOOK, 60.0).splitlines()
+    return Kept(digest, int(lines), told, frozenset(broken.split()), aside, int(flawed), int(states), tuple(boots))
+
+
+def broken_since(before: Kept, after: Kept) -> list[str]:
+    """Files of the system's journal that were whole. The one that was written to at the cut may end anywhere: what it
+    must have are the lines."""
+    return sorted(after.broken - before.broken - {after.aside})
 
 
 def told_still(a: Booted, before: Kept) -> bool:
@@ -62,6 +72,7 @@ def lost(a: Booted, before: Kept, after: Kept) -> list[str]:
     lacks = {
         "another configuration or commissioning": before.digest != after.digest,
         f"some of {before.lines} lines of the system's journal": not told_still(a, before),
+        f"files of the system's journal: {broken_since(before, after)}": broken_since(before, after),
         "a flaw in our journal": after.flawed,
         f"{before.states - after.states} changes of state": after.states < before.states,
         f"boots {before.boots} before, {after.boots} after": list(before.boots[-len(earlier) :]) != earlier,
@@ -135,8 +146,8 @@ def on_trial(image: Path, a: Booted) -> Row:
     awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
     after = kept_now(a)
     recover(a)
-    whole = after.digest == before.digest and not after.flawed and told_still(a, before)
-    ok = whole and a.get("UpdSlot") != slot
+    whole = after.digest == before.digest and not after.flawed and not broken_since(before, after)
+    ok = whole and told_still(a, before) and a.get("UpdSlot") != slot
     seen = f"slot {slot:g}, cut in {tried.partition('rauc.slot=')[2][:1]}, slot {a.get('UpdSlot'):g} CONFIRMED"
     return Row("power cut between restart and confirmation: the new version starts again", ok, seen)
 
