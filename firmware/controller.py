@@ -21,7 +21,7 @@ from drivers.board import Board, do_all, open_board
 from drivers.section import SectionReader
 from statemachine.core import Core, started
 from statemachine.settings import Settings
-from statemachine.signals import Inputs, Lines, Mode, Outputs, StatusBit
+from statemachine.signals import Command, Inputs, Lines, Mode, Outputs, StatusBit
 from statemachine.states import CLOSED, State
 from statemachine.wear import Wear
 
@@ -132,7 +132,6 @@ class Controller:
         )  # fmt: skip
 
     def _inputs(self, lines: Lines, now_ns: int) -> Inputs:
-        """The command is read last: what was written during the scan's other inputs is still in time."""
         found = self._config.read()
         if found is not None and found.sequence != self._config_sequence:
             first = self._settings is None
@@ -141,28 +140,40 @@ class Controller:
                 self._use_period(self._settings.scan_period_ms)
         bms, pcs = self._bms.refresh(), self._pcs.refresh()
         guard, saved, clock = self._guard.refresh(), self._store.refresh(), self._clock.refresh()
-        grid, updater, command = self._grid.refresh(), self._updater.refresh(), self._command.refresh()
-        if self.stopping and command is not None:
-            command = command._replace(mode=Mode.OFF)
+        grid, updater = self._grid.refresh(), self._updater.refresh()
         return Inputs(
             lines,
             bms, self._bms.age_ms(now_ns),
             pcs, self._pcs.age_ms(now_ns),
-            command, self._command.age_ms(now_ns),
+            *self._wanted(),
             guard, self._guard.age_ms(now_ns),
             saved, self._store.age_ms(now_ns),
             clock, self._clock.age_ms(now_ns),
             self._settings, self.late_in_row, self._restarted, grid, updater, self._updater.age_ms(now_ns),
         )  # fmt: skip
 
+    def _wanted(self) -> tuple[Command | None, float]:
+        """The command and its age, ms."""
+        command = self._command.refresh()
+        if self.stopping and command is not None:
+            command = command._replace(mode=Mode.OFF)
+        return command, self._command.age_ms()
+
     def scan(self, periods: int) -> Outputs:
-        """One scan, `periods` scan periods after the one before; what nobody waits for comes after the publish."""
+        """One scan, `periods` scan periods after the one before.
+
+        The command is read again when all else is judged: what was written meanwhile is still in time. What nobody
+        waits for comes after the publish.
+        """
         dt_ms = periods * self.period_ns / 1e6
         now_ns = monotonic_ns()
         self._seen = self._lines(now_ns)
         inputs = self._inputs(self._seen, now_ns)
         self._restarted = False
-        out = self._core.step(inputs, dt_ms)
+        prepared = self._core.prepare(inputs, dt_ms)
+        command, age_ms = self._wanted()
+        inputs = inputs._replace(command=command, command_age_ms=age_ms)
+        out = self._core.decide(prepared, inputs)
         for device, on in zip(self._coils, (out.coil_neg, out.coil_pos, out.coil_pre), strict=True):
             device.value = on
         self.scans += 1

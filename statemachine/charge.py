@@ -172,15 +172,16 @@ class _Direction(NamedTuple):
 
 def _one_way(d: _Direction, dt_s: float, ki: float, up_c_per_s: float, new: bool) -> tuple[Term, Term, float, float]:
     """(limit in force, available, loop, rate in use) of one direction."""
-    top = smallest(d.terms + d.wanted)[0]
+    physical = smallest(d.terms)
+    top = smallest([physical, *d.wanted])[0]
     loop_c = loop(d.loop_c, d.distance_v, dt_s, ki, min(top, d.rate_c + LOOP_HEADROOM_C), new)
     if not d.wanted:
         standing = NO_LIMIT_C if d.distance_v > 0.0 else 0.0
-        available = smallest([*d.terms, (standing, LimitReason.VOLTAGE)])
+        available = smallest([physical, (standing, LimitReason.VOLTAGE)])
         return available, available, loop_c, 0.0
     at_ceiling = d.distance_v <= CUT_ABOVE_V
-    available = smallest([*d.terms, (loop_c if at_ceiling else NO_LIMIT_C, LimitReason.VOLTAGE)])
-    limit = smallest([*d.terms, *d.wanted, (loop_c, LimitReason.VOLTAGE)])
+    available = smallest([physical, (loop_c if at_ceiling else NO_LIMIT_C, LimitReason.VOLTAGE)])
+    limit = smallest([physical, *d.wanted, (loop_c, LimitReason.VOLTAGE)])
     rate_c = min(limit[0], d.rate_c + up_c_per_s * dt_s)
     return (rate_c, LimitReason.RAMP) if rate_c < limit[0] else limit, available, loop_c, rate_c
 

@@ -13,6 +13,7 @@ from .settings import Settings, narrowed, same
 from .signals import (
     EPOCH,
     Bms,
+    Command,
     EventKind,
     Grid,
     Inputs,
@@ -91,11 +92,21 @@ class _Now(NamedTuple):
 
 
 class _Pressed(NamedTuple):
-    """What arrived in this very scan."""
+    """What was done to the RESET button in this very scan."""
 
-    ack: bool
     reset: bool
     service: bool
+
+
+class Prepared(NamedTuple):
+    """A scan of which only the command is missing."""
+
+    memory: Memory
+    now: _Now
+    pressed: _Pressed
+    standing: int  # faults whose condition stands, not yet confirmed or latched
+    events: tuple[tuple[int, int, int], ...]
+    dt_ms: float
 
 
 def started(latched: int, worn: wear.Wear) -> Memory:
@@ -112,12 +123,23 @@ class Core:
 
     def step(self, inputs: Inputs, dt_ms: float) -> Outputs:
         """One scan, `dt_ms` after the one before."""
-        m = self.memory
+        return self.decide(self.prepare(inputs, dt_ms), inputs)
+
+    def prepare(self, inputs: Inputs, dt_ms: float) -> Prepared:
+        """The half of a scan that no new command changes: judges and detects. Nothing is remembered."""
         events: list[tuple[int, int, int]] = []
-        m, pressed = _edges(_adopt(m, inputs, events), inputs, dt_ms)
+        m, pressed = _press(_adopt(self.memory, inputs, events), inputs.lines, dt_ms)
         service = m.service
         m, now = _judge(m, inputs, dt_ms)
         _tell_service(service, m.service, events)
+        m, standing = _detect(m, now, inputs, pressed, dt_ms, events)
+        return Prepared(m, now, pressed, standing, tuple(events), dt_ms)
+
+    def decide(self, prepared: Prepared, inputs: Inputs) -> Outputs:
+        """The other half. `inputs` are those of `prepare`; only the command may be newer, and counts in this scan."""
+        m, now, pressed, standing, told, dt_ms = prepared
+        events = [*told]
+        m, ack = _acknowledged(m, inputs.command)
         seen_wishes, wish = wishes.step(
             m.wishes,
             inputs.command,
@@ -129,8 +151,7 @@ class Core:
             _ceased(now),
         )
         _tell_wishes(m.wishes, seen_wishes, events)
-        m = m._replace(wishes=seen_wishes)
-        m = _watch(m, now, inputs, pressed, dt_ms, events)
+        m = _latch(m._replace(wishes=seen_wishes), standing, ack, pressed, dt_ms, events)
         bits = _bits(m, now, wish, inputs)
         m = _enter(m, self._cmf.next(m.state, bits), wish, bits, events)
         m = _switch(m, now, bits, inputs, dt_ms, events)
@@ -165,15 +186,19 @@ def _adopt(m: Memory, inputs: Inputs, events: list[tuple[int, int, int]]) -> Mem
     return m._replace(settings=in_force, offered=offered)
 
 
-def _edges(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Pressed]:
-    """Acknowledge, reset and service press act once, when they arrive; a button that is stuck is one press."""
-    count = inputs.command.ack_count if inputs.command else m.ack_count
-    ack = 0 <= m.ack_count < count
-    pressed = m.pressed_ms + dt_ms if inputs.lines.reset_pressed else 0.0
+def _press(m: Memory, lines: Lines, dt_ms: float) -> tuple[Memory, _Pressed]:
+    """Reset and service press act once, when their time is over; a button that is stuck is one press."""
+    pressed = m.pressed_ms + dt_ms if lines.reset_pressed else 0.0
     reset = m.pressed_ms < RESET_PRESS_MS <= pressed
     service = m.pressed_ms < SERVICE_PRESS_MS <= pressed
-    m = m._replace(ack_count=count, pressed_ms=pressed, now_ms=m.now_ms + dt_ms)
-    return m, _Pressed(ack, reset, service)
+    return m._replace(pressed_ms=pressed, now_ms=m.now_ms + dt_ms), _Pressed(reset, service)
+
+
+def _acknowledged(m: Memory, command: Command | None) -> tuple[Memory, bool]:
+    """An acknowledge acts once, when it arrives."""
+    if command is None or command.ack_count == m.ack_count:
+        return m, False
+    return m._replace(ack_count=command.ack_count), 0 <= m.ack_count < command.ack_count
 
 
 def _judge(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Now]:
@@ -238,11 +263,11 @@ def _guard_heard(inputs: Inputs) -> bool:
     return inputs.guard is not None and inputs.guard_age_ms <= detect.GUARD_SILENT_MS
 
 
-def _watch(
+def _detect(
     m: Memory, now: _Now, inputs: Inputs, pressed: _Pressed, dt_ms: float, events: list[tuple[int, int, int]]
-) -> Memory:
-    """Detects and latches."""
-    before, s = m.latches, m.settings
+) -> tuple[Memory, int]:
+    """Bits of the faults whose condition stands. A heartbeat's loss is that of the scan before."""
+    s = m.settings
     m = m._replace(chatter=detect.chatter(m.chatter, inputs.lines.interlocks, dt_ms))
     if pressed.service:
         m = _serviced(m, events)
@@ -259,11 +284,19 @@ def _watch(
         inputs, s, now.bms, now.pcs, now.judged, m.state, m.in_state_ms, m.coils, m.coils_ms, m.sequence, m.delta,
         m.demand_a, allowed_a, m.wishes.lost, m.under_load, m.inrush, m.balance_over, m.chatter.edges, m.wear,
     )  # fmt: skip
-    after = latch.step(before, detect.raw(seen), dt_ms, *pressed)
+    return m, detect.raw(seen)
+
+
+def _latch(
+    m: Memory, standing: int, ack: bool, pressed: _Pressed, dt_ms: float, events: list[tuple[int, int, int]]
+) -> Memory:
+    """Confirms, latches and clears; answers an acknowledge."""
+    before = m.latches
+    after = latch.step(before, standing, dt_ms, ack, *pressed)
     _tell_bits(EventKind.FAULT_ON, after.active & ~before.active, events)
     _tell_bits(EventKind.FAULT_OFF, before.active & ~after.active, events)
     _tell_bits(EventKind.FAULT_ACK, before.latched & ~after.latched, events)
-    if pressed.ack:
+    if ack:
         why = Why.CAUSE_ACTIVE if after.latched else Why.NONE
         m = m._replace(wishes=m.wishes._replace(why=why))
     return m._replace(latches=after)
@@ -512,18 +545,18 @@ def _demand(m: Memory, limits: charge.Limits, s: Settings, charging: bool, disch
 
 def _interlock_bits(inputs: Inputs, remote: bool) -> int:
     lines: Lines = inputs.lines
-    flags = {
-        InterlockBit.KILL_OK: lines.kill_ok,
-        InterlockBit.TAMPER_OK: lines.tamper_ok,
-        InterlockBit.INSULATION_OK: lines.insulation_ok,
-        InterlockBit.FEEDBACK_NEG: lines.fb_neg,
-        InterlockBit.FEEDBACK_POS: lines.fb_pos,
-        InterlockBit.FEEDBACK_PRE: lines.fb_pre,
-        InterlockBit.RESET_PRESSED: lines.reset_pressed,
-        InterlockBit.GUARD_ARMED: inputs.guard is not None and inputs.guard.armed,
-        InterlockBit.KEY_LOCAL: not remote,
-    }
-    return lines.interlocks | sum(1 << bit for bit, on in flags.items() if on)
+    flags = (
+        (InterlockBit.KILL_OK, lines.kill_ok),
+        (InterlockBit.TAMPER_OK, lines.tamper_ok),
+        (InterlockBit.INSULATION_OK, lines.insulation_ok),
+        (InterlockBit.FEEDBACK_NEG, lines.fb_neg),
+        (InterlockBit.FEEDBACK_POS, lines.fb_pos),
+        (InterlockBit.FEEDBACK_PRE, lines.fb_pre),
+        (InterlockBit.RESET_PRESSED, lines.reset_pressed),
+        (InterlockBit.GUARD_ARMED, inputs.guard is not None and inputs.guard.armed),
+        (InterlockBit.KEY_LOCAL, not remote),
+    )
+    return lines.interlocks | sum([1 << bit for bit, on in flags if on])
 
 
 def _clock_trusted(inputs: Inputs) -> bool:
@@ -532,18 +565,19 @@ def _clock_trusted(inputs: Inputs) -> bool:
 
 def _status_bits(m: Memory, now: _Now, inputs: Inputs) -> int:
     command = inputs.command
-    flags = {
-        StatusBit.CONFIG_REFUSED: command is not None and command.config_error,
-        StatusBit.CONFIG_PENDING: m.settings is not None and m.offered is not None and not same(m.settings, m.offered),
-        StatusBit.BMS_STALE: now.bms is None,
-        StatusBit.PCS_STALE: now.pcs is None,
-        StatusBit.HEARTBEAT_ARMED: command is not None and command.heartbeat_armed,
-        StatusBit.HEARTBEAT_LOST: m.wishes.lost,
-        StatusBit.DV_CALIBRATED: m.delta.calibrated,
-        StatusBit.SERVER_STALE: inputs.command_age_ms > wishes.SERVER_STALE_MS,
-        StatusBit.CLOCK_TRUSTED: _clock_trusted(inputs),
-    }
-    return sum(1 << bit for bit, on in flags.items() if on)
+    pending = m.settings is not None and m.offered is not None and not same(m.settings, m.offered)
+    flags = (
+        (StatusBit.CONFIG_REFUSED, command is not None and command.config_error),
+        (StatusBit.CONFIG_PENDING, pending),
+        (StatusBit.BMS_STALE, now.bms is None),
+        (StatusBit.PCS_STALE, now.pcs is None),
+        (StatusBit.HEARTBEAT_ARMED, command is not None and command.heartbeat_armed),
+        (StatusBit.HEARTBEAT_LOST, m.wishes.lost),
+        (StatusBit.DV_CALIBRATED, m.delta.calibrated),
+        (StatusBit.SERVER_STALE, inputs.command_age_ms > wishes.SERVER_STALE_MS),
+        (StatusBit.CLOCK_TRUSTED, _clock_trusted(inputs)),
+    )
+    return sum([1 << bit for bit, on in flags if on])
 
 
 def _update_shown(now: _Now, inputs: Inputs) -> int:

@@ -24,6 +24,8 @@ class State(IntEnum):
     EMERGENCY_STOP = 15
     LOCKOUT = 16
 
+    __hash__ = int.__hash__  # as they compare; an Enum's own hashes its name, in Python, at each look into a set
+
 
 CHARGING = frozenset(
     {State.CHARGE_RAMP, State.CHARGE_BULK, State.CHARGE_STEP, State.CHARGE_ABSORB, State.CHARGE_BALANCE}

@@ -58,7 +58,8 @@ IDLE = Wish(Mode.OFF, (0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, False, False)
 
 def _key(w: Wishes, remote: bool, dt_ms: float) -> Wishes:
     stood_ms = min(REMOTE_MS, w.remote_ms + dt_ms) if remote else 0.0
-    return w._replace(remote=stood_ms >= REMOTE_MS, remote_ms=stood_ms)
+    counts = stood_ms >= REMOTE_MS
+    return w if (w.remote, w.remote_ms) == (counts, stood_ms) else w._replace(remote=counts, remote_ms=stood_ms)
 
 
 def _heartbeat(w: Wishes, c: Command | None, age_ms: float, dt_ms: float) -> Wishes:
@@ -75,7 +76,7 @@ def _heartbeat(w: Wishes, c: Command | None, age_ms: float, dt_ms: float) -> Wis
 def _validity(w: Wishes, c: Command, dt_ms: float) -> Wishes:
     """A frame with a validity ages by scans from the one on in which it is seen; a new number is a new frame."""
     if c.number != w.seq or not c.valid_ms:
-        return w._replace(frame_ms=0.0, expired=False)
+        return w._replace(frame_ms=0.0, expired=False) if w.frame_ms or w.expired else w
     aged_ms = w.frame_ms + dt_ms
     return w._replace(frame_ms=aged_ms, expired=aged_ms > c.valid_ms + HOLD_MS)
 

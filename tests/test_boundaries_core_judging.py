@@ -125,16 +125,13 @@ def test_the_same_configuration_again_changes_nothing_at_all() -> None:
     [(-1, 0, False), (-1, 5, False), (0, 0, False), (0, 1, True), (4, 5, True), (5, 4, False)],
 )
 def test_an_acknowledge_is_a_count_that_has_grown_since_it_was_first_read(before: int, count: int, ack: bool) -> None:
-    inputs = INPUTS._replace(command=COMMAND._replace(ack_count=count))
-    after, pressed = core._edges(KNOWN._replace(ack_count=before), inputs, 10.0)
-    assert pressed == (ack, False, False)
-    assert after.ack_count == count
+    known = KNOWN._replace(ack_count=before)
+    assert core._acknowledged(known, COMMAND._replace(ack_count=count)) == (known._replace(ack_count=count), ack)
 
 
 def test_without_a_server_the_count_of_acknowledges_is_kept() -> None:
-    after, pressed = core._edges(KNOWN._replace(ack_count=3), INPUTS._replace(command=None), 10.0)
-    assert pressed == (False, False, False)
-    assert after.ack_count == 3
+    known = KNOWN._replace(ack_count=3)
+    assert core._acknowledged(known, None) == (known, False)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +145,16 @@ def test_without_a_server_the_count_of_acknowledges_is_kept() -> None:
 def test_reset_counts_once_after_two_scans_and_a_service_press_after_ten_seconds(
     held_ms: float, reset: bool, service: bool
 ) -> None:
-    inputs = INPUTS._replace(lines=INPUTS.lines._replace(reset_pressed=True))
-    after, pressed = core._edges(KNOWN._replace(pressed_ms=held_ms), inputs, 10.0)
-    assert pressed == (False, reset, service)
+    lines = INPUTS.lines._replace(reset_pressed=True)
+    after, pressed = core._press(KNOWN._replace(pressed_ms=held_ms), lines, 10.0)
+    assert pressed == (reset, service)
     assert after.pressed_ms == held_ms + 10.0
 
 
 def test_a_released_button_starts_again_and_time_goes_on() -> None:
-    after, pressed = core._edges(KNOWN._replace(pressed_ms=15.0, now_ms=100.0, ack_count=0), INPUTS, 10.0)
-    assert pressed == (False, False, False)
-    assert after == KNOWN._replace(pressed_ms=0.0, now_ms=110.0, ack_count=0)
+    after, pressed = core._press(KNOWN._replace(pressed_ms=15.0, now_ms=100.0), INPUTS.lines, 10.0)
+    assert pressed == (False, False)
+    assert after == KNOWN._replace(pressed_ms=0.0, now_ms=110.0)
 
 
 # fresh, identified and finite

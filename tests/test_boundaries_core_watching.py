@@ -26,8 +26,7 @@ S = settings()
 CLOSED_COILS = Coils(True, True, False)
 INPUTS = Rig(bms=BMS, pcs=PCS, bms_at=-50.0, pcs_at=-10.0, output_sticks=CLOSED_COILS).inputs(CLOSED_COILS)
 NOW = core._Now(BMS, PCS, Judged(hottest_c=31.0), Loops(31.0, 1.0), Why.NONE)
-QUIET = core._Pressed(False, False, False)
-ACK, RESET, SERVICE = QUIET._replace(ack=True), QUIET._replace(reset=True), QUIET._replace(service=True)
+QUIET, RESET, SERVICE = core._Pressed(False, False), core._Pressed(True, False), core._Pressed(False, True)
 RUNNING = Memory(
     state=State.READY, in_state_ms=700.0, settings=S, offered=S, sequence=Sequence(Phase.CLOSED, 900.0, 1),
     coils=CLOSED_COILS, coils_ms=800.0, delta=Delta(pcs_poll=PCS.poll, bms_poll=BMS.poll, offset_v=0.0), ack_count=0,
@@ -42,10 +41,16 @@ Told = list[tuple[int, int, int]]
 
 
 def watched(
-    m: Memory = RUNNING, now: core._Now = NOW, pressed: core._Pressed = QUIET, dt_ms: float = 10.0, **changes: Any
+    m: Memory = RUNNING,
+    now: core._Now = NOW,
+    pressed: core._Pressed = QUIET,
+    ack: bool = False,
+    dt_ms: float = 10.0,
+    **changes: Any,
 ) -> tuple[Memory, Told]:
     events: Told = []
-    return core._watch(m, now, INPUTS._replace(**changes), pressed, dt_ms, events), events
+    m, standing = core._detect(m, now, INPUTS._replace(**changes), pressed, dt_ms, events)
+    return core._latch(m, standing, ack, pressed, dt_ms, events), events
 
 
 def seen_by_the_conditions(monkeypatch: pytest.MonkeyPatch, m: Memory, now: core._Now = NOW) -> detect.Seen:
@@ -179,7 +184,7 @@ def test_a_fault_is_told_when_it_comes_and_when_it_goes_and_when_it_is_acknowled
     assert events == [(EventKind.FAULT_OFF, 0, 0)]
     reset, events = watched(gone, pressed=RESET)
     assert (reset.latches.latched, events) == (KILL, [])
-    cleared, events = watched(reset, pressed=ACK)
+    cleared, events = watched(reset, ack=True)
     assert (cleared.latches.latched, events) == (0, [(EventKind.FAULT_ACK, 0, 0)])
 
 
@@ -203,20 +208,20 @@ def test_a_condition_is_confirmed_by_the_time_that_passes(dt_ms: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("latches", "pressed", "why"),
+    ("latches", "pressed", "ack", "why"),
     [
-        (Latches(latched=LOST), ACK, Why.NONE),
-        (Latches(latched=KILL), ACK, Why.CAUSE_ACTIVE),
-        (Latches(), ACK, Why.NONE),
-        (Latches(latched=LOST), QUIET, Why.BMS_ALARM),
-        (Latches(), RESET, Why.BMS_ALARM),
+        (Latches(latched=LOST), QUIET, True, Why.NONE),
+        (Latches(latched=KILL), QUIET, True, Why.CAUSE_ACTIVE),
+        (Latches(), QUIET, True, Why.NONE),
+        (Latches(latched=LOST), QUIET, False, Why.BMS_ALARM),
+        (Latches(), RESET, False, Why.BMS_ALARM),
     ],
 )
 def test_an_acknowledge_is_answered_by_whether_something_is_still_latched(
-    latches: Latches, pressed: core._Pressed, why: Why
+    latches: Latches, pressed: core._Pressed, ack: bool, why: Why
 ) -> None:
     m = RUNNING._replace(latches=latches, wishes=Wishes(seq=4, why=Why.BMS_ALARM))
-    after, _ = watched(m, pressed=pressed)
+    after, _ = watched(m, pressed=pressed, ack=ack)
     assert after.wishes == m.wishes._replace(why=why)
 
 
@@ -237,18 +242,18 @@ def test_a_service_press_counts_where_somebody_stands_before_an_open_rack(state:
         assert (after.wear, told) == (worn, [])
 
 
-@pytest.mark.parametrize("pressed", [QUIET, ACK, RESET])
-def test_nothing_but_a_service_press_starts_the_counters_again(pressed: core._Pressed) -> None:
+@pytest.mark.parametrize(("pressed", "ack"), [(QUIET, False), (QUIET, True), (RESET, False)])
+def test_nothing_but_a_service_press_starts_the_counters_again(pressed: core._Pressed, ack: bool) -> None:
     m = RUNNING._replace(state=State.SERVICE, wear=Wear(cycles=9))
-    assert watched(m, pressed=pressed)[0].wear == Wear(cycles=9)
+    assert watched(m, pressed=pressed, ack=ack)[0].wear == Wear(cycles=9)
 
 
 def test_a_service_press_and_an_acknowledge_clear_a_lockout() -> None:
     m = RUNNING._replace(state=State.LOCKOUT, latches=Latches(latched=WELDED))
-    for press in (RESET, ACK):
-        assert watched(m, pressed=press)[0].latches.latched == WELDED
+    for press, ack in ((RESET, False), (QUIET, True)):
+        assert watched(m, pressed=press, ack=ack)[0].latches.latched == WELDED
     serviced, _ = watched(m, pressed=SERVICE)
-    after, _ = watched(serviced, pressed=ACK)
+    after, _ = watched(serviced, ack=True)
     assert after.latches.latched == 0
 
 

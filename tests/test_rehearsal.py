@@ -7,49 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rig import Rig, settings
+from fake_board import Line, board_lines, controller_of
+from rig import Rig
 
-from drivers.board import Board
-from drivers.loops import LOOPS
-from firmware import image
 from firmware.controller import Controller
-from firmware.settings_codec import settings_to_json
 from statemachine.contactors import Coils
 from statemachine.signals import Inputs, Mode
 from statemachine.states import State
-
-_INPUTS = (
-    "kill_switch", "tamper", "reset_button", "insulation", "local_remote", "fb_neg", "fb_pos", "fb_pre",
-    *(f"interlock_{n}" for n in range(1, 9)),
-)  # fmt: skip
-_OUTPUTS = ("coil_neg", "coil_pos", "coil_pre", "led_run", "led_charge", "led_comm", "led_fault", "led_kill")
-
-
-class _Line:
-    """A terminal that counts what is asked of it."""
-
-    def __init__(self) -> None:
-        self.level, self.touched = 0, 0
-
-    @property
-    def state(self) -> int:
-        self.touched += 1
-        return self.level
-
-    @property
-    def pin(self) -> _Line:
-        return self
-
-    def _set(self, level: int) -> None:
-        self.touched += 1
-        self.level = level
-
-    value = property(fset=_set)
-
-    def off(self) -> None:
-        self.value = 0
-
-    close = off
 
 
 def _killed(inputs: Inputs) -> Inputs:
@@ -108,21 +72,13 @@ def test_a_rehearsal_that_fails_leaves_the_memory_as_well() -> None:
 
 
 @pytest.fixture
-def lines() -> dict[str, _Line]:
-    return {name: _Line() for name in (*_INPUTS, *_OUTPUTS)}
+def lines() -> dict[str, Line]:
+    return board_lines()
 
 
 @pytest.fixture
-def controller(lines: dict[str, _Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
-    monkeypatch.setenv("EMS_RUN_DIR", str(tmp_path))
-    monkeypatch.setenv("EMS_STATE_DIR", str(tmp_path / "state"))
-    image.writer("server")["config"].publish(settings_to_json(settings()))
-    return Controller(
-        Board(
-            {name: lines[name] for name in _INPUTS}, {name: lines[name] for name in _OUTPUTS},
-            lambda: ((12.0,) * LOOPS, 1), list, -1, True, lambda: None,
-        )
-    )  # fmt: skip
+def controller(lines: dict[str, Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
+    return controller_of(lines, tmp_path, monkeypatch)
 
 
 class _Clock:
@@ -166,13 +122,13 @@ def _scan(controller: Controller, clock: _Clock, took_us: int) -> int:
     return woke_ns + controller.period_ns
 
 
-def _seen_from_outside(lines: dict[str, _Line], run: Path) -> object:
+def _seen_from_outside(lines: dict[str, Line], run: Path) -> object:
     files = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
     return files, [(line.level, line.touched) for line in lines.values()]
 
 
 def test_a_rehearsal_touches_no_line_and_publishes_nothing(
-    controller: Controller, clock: _Clock, rehearsed: list[Inputs], lines: dict[str, _Line], tmp_path: Path
+    controller: Controller, clock: _Clock, rehearsed: list[Inputs], lines: dict[str, Line], tmp_path: Path
 ) -> None:
     deadline_ns = _scan(controller, clock, 300)
     before = _seen_from_outside(lines, tmp_path)
@@ -184,7 +140,7 @@ def test_a_rehearsal_touches_no_line_and_publishes_nothing(
 
 
 def test_it_comes_three_scans_time_before_the_deadline_on_the_lines_of_the_last_scan(
-    controller: Controller, clock: _Clock, rehearsed: list[Inputs], lines: dict[str, _Line]
+    controller: Controller, clock: _Clock, rehearsed: list[Inputs], lines: dict[str, Line]
 ) -> None:
     lines["fb_neg"].level = 1
     deadline_ns = _scan(controller, clock, 300)
