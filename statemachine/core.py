@@ -196,9 +196,10 @@ def _press(m: Memory, lines: Lines, dt_ms: float) -> tuple[Memory, _Pressed]:
 
 def _acknowledged(m: Memory, command: Command | None) -> tuple[Memory, bool]:
     """An acknowledge acts once, when it arrives."""
-    if command is None or command.ack_count == m.ack_count:
+    if command is None:
         return m, False
-    return m._replace(ack_count=command.ack_count), 0 <= m.ack_count < command.ack_count
+    before, count = m.ack_count, command.ack_count
+    return m if count == before else m._replace(ack_count=count), 0 <= before < count
 
 
 def _judge(m: Memory, inputs: Inputs, dt_ms: float) -> tuple[Memory, _Now]:

@@ -126,7 +126,9 @@ def test_the_same_configuration_again_changes_nothing_at_all() -> None:
 )
 def test_an_acknowledge_is_a_count_that_has_grown_since_it_was_first_read(before: int, count: int, ack: bool) -> None:
     known = KNOWN._replace(ack_count=before)
-    assert core._acknowledged(known, COMMAND._replace(ack_count=count)) == (known._replace(ack_count=count), ack)
+    after, acknowledged = core._acknowledged(known, COMMAND._replace(ack_count=count))
+    assert (after, acknowledged) == (known._replace(ack_count=count), ack)
+    assert (after is known) == (count == before)
 
 
 def test_without_a_server_the_count_of_acknowledges_is_kept() -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .disks import partitions
 from .plant import REPO, Rack, Row, await_modbus, awaited, made, rack, seed
-from .vm import ESP_AT_MIB, MIB, Vm, VmError, call, slowness, tried
+from .vm import ESP_AT_MIB, MIB, Vm, VmError, call, machine_of, slowness, tried
 
 DISK_MIB, CUT_AT = 4096, 50
 """Size of the fixed disks; the share of the system that is written when the plug is pulled."""
@@ -189,7 +189,7 @@ def installer(disk: Path, work: Path) -> Iterator[Row]:
     with rack(work) as bench:
         empty = work / "empty.img"
         empty.write_bytes(b"")
-        with Vm(empty, work / "vm", options=SECOND, disk_mib=DISK_MIB) as vm:
+        with Vm(empty, work / "vm", options=SECOND, disk_mib=DISK_MIB, machine=machine_of(disk)) as vm:
             for check in CHECKS:
                 start = time.monotonic()
                 row = made(check.__name__, partial(check, Bench(vm, disk, bench, work)))

@@ -109,7 +109,7 @@ def slowness() -> float:
 
 class Vm:
     """`disk` is never written. `seed`: a folder for the ESP. `options`: QEMU's, for more devices, which may name
-    `descriptors` of ours."""
+    `descriptors` of ours. `machine`: that of a disk that has no boot loader yet."""
 
     def __init__(
         self,
@@ -122,6 +122,7 @@ class Vm:
         cores: int = 1,
         credentials: Mapping[str, str] | None = None,
         descriptors: Sequence[int] = (),
+        machine: Machine | None = None,
     ) -> None:
         self.work, self._options, self._memory_mib, self._cores = work, tuple(options), memory_mib, cores
         self._descriptors = tuple(descriptors)
@@ -131,7 +132,7 @@ class Vm:
         call(
             "qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.absolute(), "-F", "raw", self.overlay, f"{disk_mib}M"
         )
-        self._machine = machine_of(disk)
+        self._machine = machine or machine_of(disk)
         shutil.copyfile(self._machine.variables, self._vars)
         if seed:
             self.seed(seed)

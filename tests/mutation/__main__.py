@@ -39,7 +39,7 @@ TESTS = (
     "tests/test_proof.py", "tests/test_guard*.py", "tests/test_section.py", "tests/test_modbus_server.py",
     "tests/test_fuzz.py", "tests/test_store.py", "tests/test_journal.py", "tests/test_loops.py",
     "tests/test_fault_catalogue.py", "tests/test_grid_functions.py", "tests/test_update_hold.py",
-    "tests/test_watchdog.py", "tests/test_rehearsal.py",
+    "tests/test_watchdog.py", "tests/test_rehearsal.py", "tests/test_late_command.py",
 )  # fmt: skip
 
 
