@@ -125,7 +125,7 @@ it; a ground fault is never hidden by the emergency stop that it calls for; then
 
 def fault_code(bits: int) -> int:
     """Pattern of the FAULT LED."""
-    return next((fault.led for fault in PRIORITY if bits >> fault.bit & 1), OFF) if bits else OFF
+    return next((fault.led for fault in PRIORITY if bits >> fault.bit & 1), OFF)
 
 
 def codes(

@@ -312,6 +312,12 @@ def test_local_counts_at_once_and_remote_after_a_second_also_without_a_server(
     assert (after.remote, after.remote_ms) == (counts, stands_ms)
 
 
+def test_what_stands_is_no_news() -> None:
+    for was in (KNOWN, KNOWN._replace(remote=False, remote_ms=0.0)):
+        assert wishes._key(was, was.remote, 10.0) is was
+    assert wishes._validity(KNOWN, COMMAND, 10.0) is KNOWN
+
+
 @pytest.mark.parametrize("mode", Mode)
 def test_local_takes_every_command_out_of_force_but_off_and_service(mode: Mode) -> None:
     was = KNOWN._replace(mode=mode, why=Why.BMS_ALARM)
