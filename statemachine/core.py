@@ -40,7 +40,7 @@ FULL_PCT = 99.5  # a target at or above it is reached by voltage and tail, not b
 STEP_HYSTERESIS_PCT = 1.0
 BMS_FULL_PCT = 95.0  # from here a BMS that takes the current away ends the charge as the ceiling does
 EXPECTED_FALL_C_PER_S = 0.05  # a PCS that follows the demand more slowly than this does not follow
-GUARD_BIT = 1 << BY_NAME["ERR_GUARD"].bit
+GUARD_BIT, HEARTBEAT_BIT = (1 << BY_NAME[name].bit for name in ("ERR_GUARD", "ERR_SITE_HEARTBEAT"))
 EMPTY_C = 0.005  # a discharge limit below it, by voltage or SoC, ends a discharge
 
 _ENERGISED = CLOSED | {State.PRECHARGE}
@@ -267,7 +267,7 @@ def _guard_heard(inputs: Inputs) -> bool:
 def _detect(
     m: Memory, now: _Now, inputs: Inputs, pressed: _Pressed, dt_ms: float, events: list[tuple[int, int, int]]
 ) -> tuple[Memory, int]:
-    """Bits of the faults whose condition stands. A heartbeat's loss is that of the scan before."""
+    """Bits of the faults whose condition stands. The heartbeat's loss is that of the scan before: see `_latch`."""
     s = m.settings
     m = m._replace(chatter=detect.chatter(m.chatter, inputs.lines.interlocks, dt_ms))
     if pressed.service:
@@ -291,8 +291,9 @@ def _detect(
 def _latch(
     m: Memory, standing: int, ack: bool, pressed: _Pressed, dt_ms: float, events: list[tuple[int, int, int]]
 ) -> Memory:
-    """Confirms, latches and clears; answers an acknowledge."""
+    """Confirms, latches and clears; answers an acknowledge. The command has said whether the heartbeat is lost."""
     before = m.latches
+    standing = standing | HEARTBEAT_BIT if m.wishes.lost else standing & ~HEARTBEAT_BIT
     after = latch.step(before, standing, dt_ms, ack, *pressed)
     _tell_bits(EventKind.FAULT_ON, after.active & ~before.active, events)
     _tell_bits(EventKind.FAULT_OFF, before.active & ~after.active, events)

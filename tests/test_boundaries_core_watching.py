@@ -225,6 +225,14 @@ def test_an_acknowledge_is_answered_by_whether_something_is_still_latched(
     assert after.wishes == m.wishes._replace(why=why)
 
 
+@pytest.mark.parametrize("before", [0, core.HEARTBEAT_BIT])
+@pytest.mark.parametrize("lost", [True, False])
+def test_whether_the_heartbeat_is_lost_is_what_the_command_of_this_scan_says(before: int, lost: bool) -> None:
+    m = RUNNING._replace(wishes=Wishes(lost=lost))
+    after = core._latch(m, before | KILL, False, QUIET, 10.0, [])
+    assert after.latches.active == KILL | lost * core.HEARTBEAT_BIT
+
+
 # service press
 
 

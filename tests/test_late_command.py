@@ -10,7 +10,7 @@ from fake_board import board_lines, controller_of
 from rig import COMMAND, Rig
 
 from firmware import image
-from statemachine.core import Core, Prepared
+from statemachine.core import HEARTBEAT_BIT, Core, Prepared
 from statemachine.signals import Command, EventKind, Inputs, Mode, Outputs, Result
 from statemachine.states import State
 
@@ -49,6 +49,17 @@ def test_a_command_that_comes_late_in_a_scan_is_followed_as_one_that_was_there_b
     assert late.events == plain.events
     assert late.core.memory == plain.core.memory
     assert repr(late.o) == repr(plain.o)  # some are nan
+
+
+def test_a_heartbeat_that_is_lost_is_a_fault_in_the_scan_that_finds_it_lost() -> None:
+    for rig in (Rig(), _LateRig()):
+        rig.ready().send(heartbeat=5, heartbeat_armed=True, heartbeat_timeout_s=0.1).scan(110)
+        assert (rig.core.memory.wishes.lost, rig.o.faults_active) == (False, 0)
+        rig.once()
+        assert (rig.core.memory.wishes.lost, rig.o.faults_active) == (True, HEARTBEAT_BIT)
+        rig.command = rig.command._replace(heartbeat=6)
+        rig.once()
+        assert rig.o.faults_active == 0
 
 
 def test_preparing_a_scan_leaves_nothing_behind() -> None:
