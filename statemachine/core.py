@@ -126,7 +126,7 @@ class Core:
         return self.decide(self.prepare(inputs, dt_ms), inputs)
 
     def prepare(self, inputs: Inputs, dt_ms: float) -> Prepared:
-        """The half of a scan that no new command changes: judges and detects. Nothing is remembered."""
+        """One half of a scan: judges and detects, on the command as far as it is known. Nothing is remembered."""
         events: list[tuple[int, int, int]] = []
         m, pressed = _press(_adopt(self.memory, inputs, events), inputs.lines, dt_ms)
         service = m.service
