@@ -18,8 +18,9 @@ from .plant import Row
 from .pull import pull
 from .slots import slots
 from .smoke import smoke
+from .tamper import tamper
 from .trouble import trouble
-from .updates import tamper, updates
+from .updates import updates
 from .vm import VmError, accelerated
 from .wall import wall
 from .wear import wear

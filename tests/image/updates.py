@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +20,11 @@ from statemachine.states import State
 
 from .faults import PATIENCE_S, charging, commissioned, isolated, recover, restarted, settled, to_isolated
 from .plant import Booted, Row, awaited, late, rows
-from .vm import LABEL, MIB, PANIC, STICK, call
+from .vm import LABEL, MIB, PANIC, call
 
 NEWER = "99991231-test"
 ROT_EVERY = 3 * MIB
+_EXCERPT_MIB = {"root.img": 6, "boot.img": 2}
 LENIENT = {"systemd.unit-dropin.ems-updater.service~test": "[Service]\nEnvironment=EMS_LATE_SHARE=0.5\n"}
 """An emulated processor is late more often than the self-test allows."""
 
@@ -89,6 +89,19 @@ class Bundles:
             file.truncate(path.stat().st_size // 2)
         return path
 
+    def excerpt(self) -> Path:
+        """The beginning of both images: refused or not before anybody looks at what they are."""
+        held = self._work / "held"
+        held.mkdir()
+        for name, mib in _EXCERPT_MIB.items():
+            (self._content / name).rename(held / name)
+            with (held / name).open("rb") as file:
+                (self._content / name).write_bytes(file.read(mib * MIB))
+        made = self.made("excerpt")
+        for name in _EXCERPT_MIB:
+            (held / name).replace(self._content / name)
+        return made
+
     def rotten(self) -> Path:
         """Signed as it is, and no kernel that checks its root can start it."""
         root, whole = self._content / "root.img", self._work / "whole.img"
@@ -101,14 +114,14 @@ class Bundles:
         return made
 
 
-def stick(bundle: Path) -> Path:
+def stick(path: Path) -> Path:
     """A FAT stick with that bundle."""
-    image = bundle.with_suffix(".stick")
+    image = path.with_suffix(".stick")
     with image.open("wb") as file:
-        file.truncate(bundle.stat().st_size + 16 * MIB)
+        file.truncate(path.stat().st_size + 16 * MIB)
     call("mkfs.vfat", "-n", LABEL, image)
-    call("mcopy", "-i", image, bundle, "::update.raucb")
-    bundle.unlink()
+    call("mcopy", "-i", image, path, "::update.raucb")
+    path.unlink()
     return image
 
 
@@ -261,53 +274,3 @@ def updates(disk: Path, work: Path) -> Iterator[Row]:
     sticks = {name: stick(make(made)) for name, make in STICKS.items()}
     with settled(disk, work, LENIENT) as a:
         yield from rows(a, [isolated, commissioned, *(given(sticks, check) for check in CHECKS)], recover)
-
-
-SHARES = int(os.environ.get("EMS_SHARES", "64"))
-_TOLD = "grep -o 'UPDATE [A-Z_]*' /var/log/ems/battery.log | cut -d' ' -f2"
-"""How every look at a stick ended so far; an installation is none of these words."""
-_TRIES = 3
-
-
-def _said_of(image: Path, a: Booted) -> str:
-    """How a look at that stick ends. One that ended because the emulation tripped the rack is made again."""
-    for _ in range(_TRIES):
-        if a.state() is not State.SERVICE:
-            recover(a)
-            service(a)
-        before = len(a.vm.out(_TOLD).split())
-        with a.vm.stick(image):
-            waited = f"while [ $({_TOLD} | grep -c .) -le {before} ]; do sleep 2; done"
-            said = a.vm.out(f"{waited}; {_TOLD}", 60.0).split()[before]
-        awaited(lambda: a.vm.run(f"mountpoint -q {STICK}").rc != 0, PATIENCE_S, "the stick is gone")
-        if said != UpdateResult.NOT_IN_SERVICE.name:
-            break
-    return said
-
-
-def _tampered(image: Path, first: int, size: int) -> Callable[[Booted], Row]:
-    """A bundle of `size` bytes begins at byte `first` of the stick."""
-
-    def tampered(a: Booted) -> Row:
-        """One byte in each share of it, one after the other."""
-        service(a)
-        before, seen = standby(a), list[str]()
-        for share in range(SHARES):
-            with flipped(image, first + (2 * share + 1) * size // (2 * SHARES)):
-                seen.append(_said_of(image, a))
-            print(f"    {share + 1} of {SHARES}: {seen[-1]}", flush=True)
-        told = ", ".join(f"{seen.count(name)} {name}" for name in sorted(set(seen)))
-        ok = set(seen) <= {"DAMAGED", "SIGNATURE", "TRUNCATED", "FORMAT"} and standby(a) == before
-        return Row(f"a changed byte in each 1/{SHARES} of a bundle: refused, the standby slot as before", ok, told)
-
-    return tampered
-
-
-def tamper(disk: Path, work: Path) -> Iterator[Row]:
-    """One machine; a look took 70 to 190 s. EMS_SHARES is how many are made, the long run makes 64."""
-    bundle = Bundles(disk.parent, work / "bundles").made("good")
-    head, size = bundle.read_bytes()[:65536], bundle.stat().st_size
-    image = stick(bundle)
-    first = image.read_bytes().index(head)
-    with settled(disk, work, LENIENT) as a:
-        yield from rows(a, (isolated, commissioned, _tampered(image, first, size)), recover)
