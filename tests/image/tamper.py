@@ -84,7 +84,9 @@ def _tampered(image: Path, wanted: list[int]) -> Callable[[Booted], Row]:
                 seen.append(_said_of(image, a))
             print(f"    {number} of {len(wanted)}: {seen[-1]}", flush=True)
         promise = f"a changed byte in each 1/{SHARES} of a bundle, in tree, signature and its length: refused"
-        return Row(promise, set(seen) <= _BROKEN and standby(a) == before, counted(seen))
+        after = standby(a)
+        kept = "standby as before" if after == before else f"standby before {before!r}, after {after!r}"
+        return Row(promise, set(seen) <= _BROKEN and after == before, f"{counted(seen)}; {kept}")
 
     return tampered
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import bundles
 
 from firmware.points import PointError
+from firmware.rauc import TRIES
 from firmware.update_codes import UpdateResult, UpdateState
 from statemachine.leds import ROLLED_BACK
 from statemachine.signals import Mode, Why
@@ -135,7 +136,8 @@ Sticks = Mapping[str, Path]
 
 
 def standby(a: Booted) -> str:
-    """Digest of what a standby slot begins with."""
+    """Digest of what a standby slot begins with, and the boot loader's environment once the self-test is through."""
+    awaited(lambda: a.get("UpdTries") == TRIES, PATIENCE_S, "the slot that runs is marked good")
     which = "b" if a.get("UpdSlot") == 1 else "a"
     parts = " ".join(f"/dev/disk/by-partlabel/{kind}-{which}" for kind in ("boot", "root"))
     return a.vm.out(f"for p in {parts}; do head -c 32M $p | md5sum; done; cat /efi/EFI/ems/grubenv", 60.0)
@@ -197,7 +199,7 @@ def installed(a: Booted, sticks: Sticks) -> Row:
         restarted(a, lambda: None)
         awaited(lambda: result(a) is UpdateResult.CONFIRMED, 20 * PATIENCE_S, lambda: f"CONFIRMED; {result(a)}")
     slot, env = a.get("UpdSlot"), a.vm.out("grub-editenv /efi/EFI/ems/grubenv list | grep -v machine_id | tr '\\n' ' '")
-    awaited(lambda: a.get("UpdTries") == 3, PATIENCE_S, "three tries")
+    awaited(lambda: a.get("UpdTries") == TRIES, PATIENCE_S, "three tries")
     record = a.get("CommState")
     charging(a)
     to_isolated(a)
