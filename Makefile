@@ -37,7 +37,7 @@ demo: $(STAMP)  ## one judged charge cycle at bench speed 120; log, CSV and plot
 	@exec $(BIN)/python -m firmware.demo
 
 test: $(STAMP) lint check-docs  ## everything that must hold: lint, types, tests, generated documents
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check --quiet .
