@@ -147,7 +147,7 @@ class _Wire(asyncio.Protocol):
         host, port = (transport.get_extra_info("peername") or ("gone", 0))[:2]
         self._session = Session(self._device, f"{host}:{port}", Counters(), _raise)
         self._open.add(self)
-        self._may_read()
+        self._loop.call_soon(self._listen_again)  # a pause in here is undone by asyncio of Python 3.11.2
 
     def _may_read(self) -> bool:
         """False when nothing is to be read now: the wire is reset, or deaf and looks again later."""
