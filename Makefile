@@ -96,7 +96,7 @@ lock: $(STAMP)  ## renews the lock files from pyproject.toml
 	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options \
 		--output-file requirements.lock pyproject.toml
 	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-options \
-		--extra dev --output-file requirements-dev.lock pyproject.toml
+		--extra bench --extra dev --output-file requirements-dev.lock pyproject.toml
 
 clean:  ## removes build/, caches and the virtual environment
 	@rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

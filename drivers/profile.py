@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import tomllib
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,9 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
-import numpy as np
 from msgspec import Meta, Struct
-from numpy.typing import NDArray
 
 _NAN = float("nan")
 MAX_REGISTERS = 125
@@ -32,6 +31,11 @@ class _Code(NamedTuple):
     low: int
     high: int
     sentinel: int | None  # "not measured"
+
+    @property
+    def letter(self) -> str:
+        """Of the struct, for several in a row."""
+        return self.struct.format[-1]
 
 
 _CODES: dict[str, _Code] = {
@@ -102,7 +106,7 @@ class ProfileArray(_Table, frozen=True, kw_only=True):
     scale: _Positive = 1.0
     offset: float = 0.0
     unit: str = ""
-    sentinels: list[int] = []  # raw values that mean "not measured", besides the type's own
+    sentinels: list[Annotated[int, Meta(ge=-0x8000, le=0xFFFF)]] = []  # "not measured", besides the type's own
     max_cells: Annotated[int, Meta(ge=1, le=0xFFFF)]
 
     def registers(self, cells: int) -> int:
@@ -116,28 +120,47 @@ class ProfileArray(_Table, frozen=True, kw_only=True):
         end = self.address + self.registers(cells)
         return tuple((at, min(MAX_REGISTERS, end - at)) for at in range(self.address, end, MAX_REGISTERS))
 
-    def decode(self, data: bytes) -> NDArray[np.float64]:
+    @property
+    def missing(self) -> frozenset[int]:
+        """What `raw` has for a cell that was not measured. A sentinel may be written with its sign or as a register."""
+        words = [word & 0xFFFF for word in (*self.sentinels, _CODES[self.type].sentinel or 0xFFFF)]
+        return frozenset(self.raw(struct.pack(f">{len(words)}H", *words)))
+
+    def raw(self, data: bytes) -> tuple[int, ...]:
+        """The numbers in wire bytes, one a cell."""
+        return struct.unpack(f">{len(data) // 2}{_CODES[self.type].letter}", data)
+
+    def value(self, raw: float) -> float:
+        """What a number of `raw`, or a mean of several, stands for."""
+        return raw * self.scale + self.offset
+
+    def decode(self, data: bytes) -> list[float]:
         """Values of wire bytes; nan where the device says "not measured"."""
-        raw = np.frombuffer(data, ">u2" if self.type == "uint16" else ">i2")
-        values: NDArray[np.float64] = raw * self.scale + self.offset
-        for sentinel in (*self.sentinels, _CODES[self.type].sentinel or 0xFFFF):
-            values[raw == sentinel] = np.nan
-        return values
+        missing = self.missing
+        return [_NAN if raw in missing else self.value(raw) for raw in self.raw(data)]
 
-    def decode_bits(self, data: bytes, cells: int) -> NDArray[np.bool_]:
-        """One bool a cell."""
-        low_byte_first = np.frombuffer(data, ">u2").astype("<u2").view(np.uint8)
-        return np.unpackbits(low_byte_first, bitorder="little")[:cells].astype(np.bool_)
-
-    def encode(self, values: NDArray[Any]) -> bytes:
+    def encode(self, values: Iterable[float]) -> bytes:
         """Wire bytes of one value a cell (bool for bits); out of range is clamped, nan is "not measured"."""
+        values = [*values]
         if self.type == "bits":
-            packed = np.packbits(np.asarray(values, np.bool_), bitorder="little")
-            return bytes(np.pad(packed, (0, len(packed) % 2)).view("<u2").astype(">u2").tobytes())
-        code = _CODES[self.type]
-        raw = np.clip(np.rint((np.asarray(values, np.float64) - self.offset) / self.scale), code.low, code.high)
-        whole = np.nan_to_num(raw, nan=float(code.sentinel or 0))
-        return bytes(whole.astype(">u2" if code.low == 0 else ">i2").tobytes())
+            number = sum(1 << cell for cell, on in enumerate(values) if on)
+            return _swapped(number.to_bytes(-(-len(values) // 16) * 2, "little"))
+        _, low, high, sentinel = code = _CODES[self.type]
+        scaled = [(value - self.offset) / self.scale for value in values]
+        raw = [round(v) if low <= v <= high else sentinel if v != v else low if v < low else high for v in scaled]
+        return struct.pack(f">{len(raw)}{code.letter}", *raw)
+
+
+def cell_bits(data: bytes) -> int:
+    """The registers of a `bits` array as one number: cell n, from 0, is bit n."""
+    return int.from_bytes(_swapped(data), "little")
+
+
+def _swapped(data: bytes) -> bytes:
+    """Every register with its two bytes the other way round."""
+    words = array("H", data)
+    words.byteswap()
+    return words.tobytes()
 
 
 class Identity(_Table, frozen=True, kw_only=True):

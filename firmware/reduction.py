@@ -1,15 +1,12 @@
-"""One complete poll of a device: the battery reduced with numpy to what the scan reads, its cells in wire format."""
+"""One complete poll of a device: the battery reduced to what the scan reads, its cells in wire format."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import nan
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from drivers.profile import Profile, ProfileArray
+from drivers.profile import Profile, ProfileArray, cell_bits
 from statemachine.signals import Bms, Pcs
 
 from .image import STRING, StringValues
@@ -33,40 +30,43 @@ class StringPoll(NamedTuple):
 
 
 class Extremes(NamedTuple):
-    """Of the cells that are not bad; nan and 0 when there is none."""
+    """Of the cells that were measured; nan and 0 when there is none."""
 
-    high: float
-    low: float
-    mean: float
-    high_at: int
-    low_at: int
+    high: float = nan
+    low: float = nan
+    mean: float = nan
+    high_at: int = 0
+    low_at: int = 0
 
 
-def extremes(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> Extremes:
-    """Extremes of `values` without those marked `bad`."""
-    good = int(values.size - np.count_nonzero(bad))
-    if not good:
-        nan = float("nan")
-        return Extremes(nan, nan, nan, 0, 0)
-    if good == values.size:
-        high_at, low_at, total = int(values.argmax()), int(values.argmin()), float(values.sum())
-    else:
-        high_at, low_at = int(np.argmax(np.where(bad, -np.inf, values))), int(np.argmin(np.where(bad, np.inf, values)))
-        total = float(np.sum(values, where=~bad))
-    return Extremes(float(values[high_at]), float(values[low_at]), total / good, high_at, low_at)
+def extremes(raw: Sequence[int], measured: Sequence[int], array: ProfileArray) -> Extremes:
+    """Extremes of `measured`, which are those of `raw` that are not missing; places are those in `raw`."""
+    if not measured:
+        return Extremes()
+    high, low, mean = max(measured), min(measured), sum(measured) / len(measured)
+    value = array.value
+    return Extremes(value(high), value(low), value(mean), raw.index(high), raw.index(low))
+
+
+def _measured(raw: Sequence[int], missing: frozenset[int]) -> Sequence[int]:
+    """`raw` itself when nothing is missing."""
+    return raw if missing.isdisjoint(raw) else [number for number in raw if number not in missing]
 
 
 def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, poll: int, loss_pct: float = 0.0) -> Bms:
     """One complete poll of all strings, reduced. A sentinel of the profile (0 mV, 0x8000, 0xFFFF) makes a cell bad."""
-    volts = profile.arrays["cell_v"].decode(b"".join(p.cell_v for p in polls))
-    temperatures = profile.arrays["cell_c"].decode(b"".join(p.cell_c for p in polls))
-    bad_v, bad_c = np.isnan(volts), np.isnan(temperatures)
-    bits = profile.arrays["balancing"]
-    v, c = extremes(volts, bad_v), extremes(temperatures, bad_c)
-    cells_bad = int(np.count_nonzero(bad_v | bad_c))
+    of_v, of_c = profile.arrays["cell_v"], profile.arrays["cell_c"]
+    volts, temperatures = of_v.raw(b"".join(p.cell_v for p in polls)), of_c.raw(b"".join(p.cell_c for p in polls))
+    no_v, no_c = of_v.missing, of_c.missing
+    measured_v, measured_c = _measured(volts, no_v), _measured(temperatures, no_c)
+    cells_bad = 0
+    if measured_v is not volts or measured_c is not temperatures:
+        cells_bad = sum(v in no_v or c in no_c for v, c in zip(volts, temperatures, strict=False))
+    v, c = extremes(volts, measured_v, of_v), extremes(temperatures, measured_c, of_c)
     string_v = [p.values["string_v"] for p in polls]
     of = _Column(polls)
-    whole = volts.size == temperatures.size == cells_per_string * len(polls)
+    whole = len(volts) == len(temperatures) == cells_per_string * len(polls)
+    every_cell = (1 << cells_per_string) - 1
     return Bms(
         poll=poll,
         v_stamp_ms=sum(p.stamp_ms for p in polls) / len(polls),
@@ -92,9 +92,9 @@ def reduce(polls: list[StringPoll], profile: Profile, cells_per_string: int, pol
         alarm_stop=of.bits("alarm_stop"),
         alarm_warn=of.bits("alarm_warn"),
         cells_bad=cells_bad,
-        cells_balancing=sum(int(np.count_nonzero(bits.decode_bits(p.balancing, cells_per_string))) for p in polls),
+        cells_balancing=sum((cell_bits(p.balancing) & every_cell).bit_count() for p in polls),
         strings_online=sum(_online(p) for p in polls),
-        plausible=whole and not cells_bad and _sane(v, c) and _sums_agree(string_v, volts) and of.finite(),
+        plausible=whole and not cells_bad and _sane(v, c) and _sums_agree(string_v, volts, of_v) and of.finite(),
         identity_ok=True,
         loss_pct=loss_pct,
     )
@@ -143,10 +143,11 @@ def _sane(v: Extremes, c: Extremes) -> bool:
     )
 
 
-def _sums_agree(string_v: list[float], volts: NDArray[np.float64]) -> bool:
+def _sums_agree(string_v: list[float], volts: Sequence[int], of: ProfileArray) -> bool:
     """String voltages within 2 % + 3 V of the sum of their cells: two meters of 0.5 % each, and a moving current."""
-    sums = volts.reshape(len(string_v), -1).sum(axis=1)
-    return bool(np.all(np.abs(np.asarray(string_v) - sums) <= 0.02 * sums + 3.0))
+    cells = len(volts) // len(string_v)
+    sums = [cells * of.value(sum(volts[at : at + cells]) / cells) for at in range(0, len(volts), cells)]
+    return all(abs(v - summed) <= 0.02 * summed + 3.0 for v, summed in zip(string_v, sums, strict=True))
 
 
 def string_values(polls: list[StringPoll]) -> bytes:
@@ -180,8 +181,7 @@ def wire_cells(strings: list[StringPoll], profile: Profile) -> bytes:
 
 def _rescaled(data: bytes, have: ProfileArray, want: ProfileArray) -> bytes:
     same = (have.type, have.scale, have.offset) == (want.type, want.scale, want.offset)
-    raw = np.frombuffer(data, ">u2")
-    if same and not any((raw == sentinel).any() for sentinel in have.sentinels):
+    if same and (not have.sentinels or have.missing.isdisjoint(have.raw(data))):
         return data
     return want.encode(have.decode(data))
 

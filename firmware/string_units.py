@@ -1,25 +1,23 @@
 """Models 803 to 805: the bank, and every string, module and cell, read straight from the aggregator's sections.
 
 String n is unit id 100 + n with a SunSpec map of its own: one map from 40000 on has no room for the cells of a large
-rack. An image is made when it is read and a new poll is there, at most once a poll, with numpy. Nothing in it can be
-written.
+rack. An image is made when it is read and a new poll is there, at most once a poll. Nothing in it can be written.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
 from time import monotonic_ns
-from typing import NamedTuple, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from drivers.modbus.point import UNIMPLEMENTED
 from drivers.modbus.session import ILLEGAL_ADDRESS, ModbusError
+from drivers.profile import cell_bits
 
 from .config import Site
 from .image import STRING, Status, StringValues, reader
@@ -41,11 +39,8 @@ from .models.string_units import STRING as UNIT_STRING
 STALE_NS = 3_000_000_000
 """Older cells are not shown: their points read "not implemented"."""
 
-W = TypeVar("W", bound=Callable[..., None])
-Ints = NDArray[np.int64]
-Registers = NDArray[np.uint16]  # big-endian
-_REGISTER = np.dtype(">u2")
-_NOTHING = np.array([UNIMPLEMENTED["uint16"], UNIMPLEMENTED["int16"]]).reshape(2, 1, 1)
+Registers = list[int]
+_NO_VOLTS, _NO_CELSIUS = UNIMPLEMENTED["uint16"], UNIMPLEMENTED["int16"]
 """What a cell's voltage and temperature are where they were not measured."""
 _NEG, _POS = 1, 2  # bits of Status.feedback
 _OTHER_ALARM, _OTHER_WARNING = 1 << 25, 1 << 26
@@ -69,82 +64,83 @@ class Sizes(NamedTuple):
 
 
 class _Poll(NamedTuple):
-    """A complete poll, the strings one behind the other."""
+    """A complete poll, a number a cell, the strings one behind the other."""
 
-    cells: Ints  # (2, strings, series): mV and 0.1 degC
-    bad: NDArray[np.bool_]  # not measured
-    balancing: NDArray[np.bool_]  # (strings, series)
+    volts: Sequence[int]  # mV
+    celsius: Sequence[int]  # 0.1 degC
+    balancing: Sequence[int]  # 1 or 0
     strings: list[StringValues]
+
+    def part(self, first: int, count: int) -> _Poll:
+        """Only these cells."""
+        volts, celsius, balancing = (cells[first : first + count] for cells in self[:3])
+        return _Poll(volts, celsius, balancing, self.strings)
 
 
 class _Spread(NamedTuple):
-    """Of each row, over the cells that were measured; places count from 0."""
+    """Of the numbers that were measured; places count from 0."""
 
-    high: Ints
-    high_at: Ints
-    low: Ints
-    low_at: Ints
-    mean: Ints
-    none: NDArray[np.bool_]  # nothing in the row was measured
-
-    def part(self, row: int) -> _Spread:
-        """That of one row of the first axis."""
-        return _Spread(*(values[row] for values in self))
+    high: int
+    high_at: int
+    low: int
+    low_at: int
+    mean: int
 
 
-def _spread(raw: Ints, bad: NDArray[np.bool_]) -> _Spread:
-    """Along the last axis."""
-    high = low = summed = raw
-    good = np.full(raw.shape[:-1], raw.shape[-1])
-    if bad.any():
-        high, low, summed = np.where(bad, -0x10000, raw), np.where(bad, 0x10000, raw), np.where(bad, 0, raw)
-        good -= bad.sum(axis=-1)
-    mean = np.rint(summed.sum(axis=-1) / np.maximum(good, 1)).astype(np.int64)
-    return _Spread(high.max(axis=-1), high.argmax(axis=-1), low.min(axis=-1), low.argmin(axis=-1), mean, good == 0)
+def _spread(numbers: Sequence[int], nothing: int) -> _Spread | None:
+    """`nothing` was not measured; None when that is all there is."""
+    measured = [number for number in numbers if number != nothing] if nothing in numbers else numbers
+    if not measured:
+        return None
+    high, low = max(measured), min(measured)
+    return _Spread(high, numbers.index(high), low, numbers.index(low), round(sum(measured) / len(measured)))
 
 
 class _Table:
-    """The registers of a table, one row a repetition: `table["SoC"] = ...` sets a point in every row."""
+    """Where a table's points are. It stands in the registers once or over and over, each time from a `row` on."""
 
     def __init__(self, drafts: list[Draft]) -> None:
         rows = placed(drafts, "", 0)
         self._points = {draft.name: row.point for draft, row in zip(drafts, rows, strict=True)}
+        self._at = {name: (point.address, point.end - 1) for name, point in self._points.items()}
         self.width = rows[-1].point.end
         self.blank = bytes(encoded(rows))
 
-    def put(self, rows: Registers, name: str, values: Ints | int) -> None:
-        """Raw values, one a row."""
-        point, column = self._points[name], np.asarray(values, np.int64)
-        if point.count == 2:
-            rows[:, point.address] = column >> 16
-        rows[:, point.end - 1] = column
+    def put(self, registers: Registers, row: int, name: str, raw: int) -> None:
+        """A raw value."""
+        first, last = self._at[name]
+        registers[row + last] = raw & 0xFFFF
+        if first != last:
+            registers[row + first] = raw >> 16 & 0xFFFF
 
-    def put_values(self, rows: Registers, name: str, values: Iterable[float]) -> None:
-        """Values in the point's unit; nan is "not implemented"."""
-        self.put(rows, name, self.raw(name, values))
+    def put_value(self, registers: Registers, row: int, name: str, value: float) -> None:
+        """A value in the point's unit; nan is "not implemented"."""
+        self.put(registers, row, name, self.raw(name, value))
 
-    def raw(self, name: str, values: Iterable[float]) -> Ints:
-        """What `put` takes, for values in the point's unit."""
+    def raw(self, name: str, value: float) -> int:
+        """What `put` takes, for a value in the point's unit."""
         point = self._points[name]
-        return np.array([point.raw(point.encode(value)) for value in values], np.int64)
+        return point.raw(point.encode(value))
 
-    def put_spread(self, rows: Registers, prefix: str, spread: _Spread, place: str = "", each: int = 1) -> None:
-        """Its extremes and mean; `place` names the registers of what they are in, which has `each` of them."""
-        nothing = UNIMPLEMENTED[self._points[prefix + "Max"].type]
-        for suffix, value in (("Max", spread.high), ("Min", spread.low), ("Avg", spread.mean)):
-            self.put(rows, prefix + suffix, np.where(spread.none, nothing, value))
+    def put_spread(
+        self, registers: Registers, row: int, prefix: str, spread: _Spread | None, place: str = "", each: int = 1
+    ) -> None:
+        """Extremes and mean, which stay "not implemented" without any; `place` names the registers of what they are in,
+        counted from 1, which has `each` of them."""
+        if spread is None:
+            return
+        for suffix, number in (("Max", spread.high), ("Min", spread.low), ("Avg", spread.mean)):
+            self.put(registers, row, prefix + suffix, number)
         if place:
-            self.put_number(rows, f"{prefix}Max{place}", spread.high_at // each, spread.none)
-            self.put_number(rows, f"{prefix}Min{place}", spread.low_at // each, spread.none)
-
-    def put_number(self, rows: Registers, name: str, places: Ints, none: NDArray[np.bool_]) -> None:
-        """Numbers of what is counted from 1."""
-        self.put(rows, name, np.where(none, UNIMPLEMENTED["uint16"], places + 1))
+            self.put(registers, row, f"{prefix}Max{place}", spread.high_at // each + 1)
+            self.put(registers, row, f"{prefix}Min{place}", spread.low_at // each + 1)
 
 
 _BANK, _BANK_STRING = _Table([*header(803, 0), *BANK]), _Table(BANK_STRING)
 _STRING, _STRING_MODULE = _Table([*header(804, 0), *UNIT_STRING]), _Table(STRING_MODULE)
 _MODULE, _CELL = _Table([*header(805, 0), *MODULE]), _Table(CELL)
+_UNIT_HEAD = STRING_FIRST - BASE
+"""Row of model 804."""
 
 
 class StringUnits:
@@ -156,7 +152,7 @@ class StringUnits:
         self._sizes, self._fixed = Sizes.of(Site()), False
         self._sequences = (0, 0)
         self._poll: _Poll | None = None
-        self._blanks: dict[int, bytes] = {}
+        self._blanks: dict[int, Registers] = {}
         self._images: dict[int, tuple[_Poll | None, bool | None, bytes]] = {}
 
     def configure(self, sizes: Sizes) -> None:
@@ -200,12 +196,10 @@ class StringUnits:
         blank = self._blanks.get(unit)
         if blank is None:
             blank = self._blanks[unit] = self._blank_unit(unit) if unit else self._blank_bank()
-        if poll is None:
-            image = blank
-        else:
-            registers = np.frombuffer(blank, _REGISTER).copy()
+        registers = blank.copy()
+        if poll is not None:
             fill(unit, registers, poll, closed)
-            image = registers.tobytes()
+        image = struct.pack(f">{len(registers)}H", *registers)
         self._images[unit] = poll, closed, image
         return image
 
@@ -221,30 +215,27 @@ class StringUnits:
 
     def _decoded(self, cells: bytes, strings: bytes) -> _Poll | None:
         n, series = self._sizes.strings, self._sizes.series
-        words = -(-series // 16)
-        if len(cells) != 2 * n * (2 * series + words) or len(strings) != n * STRING.size:
+        count, packed = n * series, -(-series // 16) * 2
+        if len(cells) != 4 * count + n * packed or len(strings) != n * STRING.size:
             return None
-        raw = np.frombuffer(cells, _REGISTER)
-        packed = raw[2 * n * series :].reshape(n, words).astype("<u2").view(np.uint8)
-        cell_v, cell_c = raw[: n * series], raw[n * series : 2 * n * series].view(">i2")
-        values = np.stack([cell_v.astype(np.int64), cell_c.astype(np.int64)]).reshape(2, n, series)
+        bits = (cell_bits(cells[at : at + packed]) for at in range(4 * count, len(cells), packed))
         return _Poll(
-            values,
-            values == _NOTHING,
-            np.unpackbits(packed, axis=1, bitorder="little")[:, :series].astype(np.bool_),
+            struct.unpack_from(f">{count}H", cells),
+            struct.unpack_from(f">{count}h", cells, 2 * count),
+            [of_string >> cell & 1 for of_string in bits for cell in range(series)],
             [STRING.unpack(strings[at : at + STRING.size]) for at in range(0, len(strings), STRING.size)],
         )
 
-    def _blank_bank(self) -> bytes:
+    def _blank_bank(self) -> Registers:
         strings, modules, _ = self._sizes
         rows = bank(strings)
-        registers = np.frombuffer(encoded([*rows, *end(rows[-1].point.end)]), _REGISTER).copy()
-        head, groups = self._bank_parts(registers)
-        _BANK.put(head, "NStr", strings)
-        _BANK_STRING.put(groups, "StrNMod", modules)
-        return registers.tobytes()
+        registers = _registers(encoded([*rows, *end(rows[-1].point.end)]))
+        _BANK.put(registers, 0, "NStr", strings)
+        for string in range(strings):
+            _BANK_STRING.put(registers, self._bank_row(string), "StrNMod", modules)
+        return registers
 
-    def _blank_unit(self, unit: int) -> bytes:
+    def _blank_unit(self, unit: int) -> Registers:
         string, (_, modules, cells) = unit - FIRST_UNIT + 1, self._sizes
         own: dict[str, float | str] = {
             "Vr": version("ems-edge"),
@@ -259,87 +250,93 @@ class StringUnits:
             modules * (_MODULE.blank + cells * _CELL.blank),
             bytes(encoded(end(0))),
         ]
-        registers = np.frombuffer(b"".join(parts), _REGISTER).copy()
-        head, groups, heads, _ = self._unit_parts(registers)
-        for name, value in (("L", string_length(modules)), ("Idx", string), ("NMod", modules)):
-            _STRING.put(head, name, value)
-        _STRING_MODULE.put(groups, "ModNCell", cells)
-        for name, value in (("L", module_length(cells)), ("StrIdx", string), ("NCell", cells)):
-            _MODULE.put(heads, name, value)
-        _MODULE.put(heads, "ModIdx", np.arange(1, modules + 1))
-        return registers.tobytes()
+        registers = _registers(b"".join(parts))
+        for name, number in (("L", string_length(modules)), ("Idx", string), ("NMod", modules)):
+            _STRING.put(registers, _UNIT_HEAD, name, number)
+        for module in range(modules):
+            group, head = self._module_rows(module)
+            _STRING_MODULE.put(registers, group, "ModNCell", cells)
+            own_numbers = (("L", module_length(cells)), ("StrIdx", string), ("ModIdx", module + 1), ("NCell", cells))
+            for name, number in own_numbers:
+                _MODULE.put(registers, head, name, number)
+        return registers
 
-    def _bank_parts(self, registers: Registers) -> tuple[Registers, Registers]:
-        """Head of 803 and its strings."""
-        head, strings = np.split(registers[:-2], [_BANK.width])
-        return head.reshape(1, -1), strings.reshape(-1, _BANK_STRING.width)
+    @staticmethod
+    def _bank_row(string: int) -> int:
+        """Of a string in model 803."""
+        return _BANK.width + string * _BANK_STRING.width
 
-    def _unit_parts(self, registers: Registers) -> tuple[Registers, Registers, Registers, Registers]:
-        """Head of 804 and its modules; heads of the 805s, and the registers of their cells, one row a module."""
+    def _module_rows(self, module: int) -> tuple[int, int]:
+        """Of a module in model 804, and its model 805, which its cells follow."""
         modules, cells = self._sizes.modules, self._sizes.cells
-        first, groups = STRING_FIRST - BASE, STRING_FIRST - BASE + _STRING.width
-        after = module_first(modules, cells) - BASE
-        models = registers[after:-2].reshape(modules, _MODULE.width + cells * _CELL.width)
-        return (
-            registers[first:groups].reshape(1, -1),
-            registers[groups:after].reshape(modules, _STRING_MODULE.width),
-            models[:, : _MODULE.width],
-            models[:, _MODULE.width :],
-        )
+        first = module_first(modules, cells) - BASE
+        group = _UNIT_HEAD + _STRING.width + module * _STRING_MODULE.width
+        return group, first + module * (_MODULE.width + cells * _CELL.width)
 
     def _fill_bank(self, _: int, registers: Registers, poll: _Poll, closed: bool | None) -> None:
-        head, groups = self._bank_parts(registers)
-        strings, (_n, modules, cells) = poll.strings, self._sizes
-        hot = _spread(poll.cells[1].reshape(1, -1), poll.bad[1].reshape(1, -1))
-        _BANK.put_spread(head, "ModTmp", hot, "Str", self._sizes.series)
-        _BANK.put_number(head, "ModTmpMaxMod", hot.high_at // cells % modules, hot.none)
-        _BANK.put_number(head, "ModTmpMinMod", hot.low_at // cells % modules, hot.none)
+        strings, (_n, modules, cells), series = poll.strings, self._sizes, self._sizes.series
+        hot = _spread(poll.celsius, _NO_CELSIUS)
+        _BANK.put_spread(registers, 0, "ModTmp", hot, "Str", series)
+        if hot is not None:
+            _BANK.put(registers, 0, "ModTmpMaxMod", hot.high_at // cells % modules + 1)
+            _BANK.put(registers, 0, "ModTmpMinMod", hot.low_at // cells % modules + 1)
         for name, values in (("StrV", [s.v for s in strings]), ("StrA", [s.a for s in strings])):
-            bad = np.isnan([values])
-            _BANK.put_spread(head, name, _spread(_BANK.raw(name + "Max", values).reshape(1, -1), bad), "Str")
-        _BANK.put(head, "NCellBal", int(poll.balancing.sum()))
+            *numbers, nothing = (_BANK.raw(name + "Max", value) for value in (*values, nan))
+            _BANK.put_spread(registers, 0, name, _spread(numbers, nothing), "Str")
+        _BANK.put(registers, 0, "NCellBal", sum(poll.balancing))
         online = sum(s.online for s in strings)
-        _BANK.put_values(head, "NStrCon", [nan if closed is None else online * closed])
-        _summary(_BANK_STRING, groups, "Str", strings, closed)
-        spread = _spread(poll.cells, poll.bad)
-        _BANK_STRING.put_spread(groups, "StrCellV", spread.part(0), "Mod", cells)
-        _BANK_STRING.put_spread(groups, "StrModTmp", spread.part(1), "Mod", cells)
+        _BANK.put_value(registers, 0, "NStrCon", nan if closed is None else online * closed)
+        for string, said in enumerate(strings):
+            row, own = self._bank_row(string), poll.part(string * series, series)
+            _summary(_BANK_STRING, registers, row, "Str", said, closed)
+            _BANK_STRING.put_spread(registers, row, "StrCellV", _spread(own.volts, _NO_VOLTS), "Mod", cells)
+            _BANK_STRING.put_spread(registers, row, "StrModTmp", _spread(own.celsius, _NO_CELSIUS), "Mod", cells)
 
     def _fill_unit(self, unit: int, registers: Registers, poll: _Poll, closed: bool | None) -> None:
-        string, (_, modules, cells) = unit - FIRST_UNIT, self._sizes
-        head, groups, heads, all_cells = self._unit_parts(registers)
-        measured, bad, balancing = poll.cells[:, string], poll.bad[:, string], poll.balancing[string]
-        values = poll.strings[string]
-        _summary(_STRING, head, "", [values], closed)
-        _STRING.put_values(head, "V", [values.v])
-        _STRING.put_values(head, "DoD", [100.0 - values.soc_pct])
-        _STRING.put(head, "NCellBal", int(balancing.sum()))
-        spread = _spread(measured, bad)
-        _STRING.put_spread(head, "CellV", spread.part(0), "Mod", cells)
-        _STRING.put_spread(head, "ModTmp", spread.part(1), "Mod", cells)
-        measured, bad = measured.reshape(2, modules, cells), bad.reshape(2, modules, cells)
-        balancing, spread = balancing.reshape(modules, cells), _spread(measured, bad)
-        for table, rows, prefix in ((_STRING_MODULE, groups, "ModCell"), (_MODULE, heads, "Cell")):
-            table.put_spread(rows, prefix + "V", spread.part(0), "Cell")
-            table.put_spread(rows, prefix + "Tmp", spread.part(1), "Cell")
-        sums = np.minimum((measured[0].sum(axis=1) + 5) // 10, 0xFFFE)
-        _MODULE.put(heads, "V", np.where(bad[0].any(axis=1), UNIMPLEMENTED["uint16"], sums))
-        _MODULE.put(heads, "NCellBal", balancing.sum(axis=1, dtype=np.int64))
-        all_cells[:, 0 :: _CELL.width] = measured[0]
-        all_cells[:, 1 :: _CELL.width] = measured[1]
-        all_cells[:, 2 :: _CELL.width] = 0
-        all_cells[:, 3 :: _CELL.width] = balancing
+        string, (_, modules, cells), series = unit - FIRST_UNIT, self._sizes, self._sizes.series
+        said, own = poll.strings[string], poll.part(string * series, series)
+        _summary(_STRING, registers, _UNIT_HEAD, "", said, closed)
+        _STRING.put_value(registers, _UNIT_HEAD, "V", said.v)
+        _STRING.put_value(registers, _UNIT_HEAD, "DoD", 100.0 - said.soc_pct)
+        _STRING.put(registers, _UNIT_HEAD, "NCellBal", sum(own.balancing))
+        _STRING.put_spread(registers, _UNIT_HEAD, "CellV", _spread(own.volts, _NO_VOLTS), "Mod", cells)
+        _STRING.put_spread(registers, _UNIT_HEAD, "ModTmp", _spread(own.celsius, _NO_CELSIUS), "Mod", cells)
+        for module in range(modules):
+            self._fill_module(registers, *self._module_rows(module), own.part(module * cells, cells))
+
+    @staticmethod
+    def _fill_module(registers: Registers, group: int, head: int, own: _Poll) -> None:
+        volts, celsius = _spread(own.volts, _NO_VOLTS), _spread(own.celsius, _NO_CELSIUS)
+        for table, row, prefix in ((_STRING_MODULE, group, "ModCell"), (_MODULE, head, "Cell")):
+            table.put_spread(registers, row, prefix + "V", volts, "Cell")
+            table.put_spread(registers, row, prefix + "Tmp", celsius, "Cell")
+        if _NO_VOLTS not in own.volts:
+            _MODULE.put(registers, head, "V", min((sum(own.volts) + 5) // 10, 0xFFFE))
+        _MODULE.put(registers, head, "NCellBal", sum(own.balancing))
+        first, cells = head + _MODULE.width, len(own.volts)
+        columns = own.volts, [number & 0xFFFF for number in own.celsius], [0] * cells, own.balancing
+        for at, column in enumerate(columns):
+            registers[first + at : first + cells * _CELL.width : _CELL.width] = column
 
 
-def _summary(table: _Table, rows: Registers, prefix: str, strings: list[StringValues], closed: bool | None) -> None:
-    """What the strings say of themselves."""
-    table.put_values(rows, prefix + "SoC", [s.soc_pct for s in strings])
-    table.put_values(rows, prefix + "SoH", [s.soh_pct for s in strings])
-    table.put_values(rows, prefix + "A", [s.a for s in strings])
-    table.put_values(rows, prefix + "St", [nan if closed is None else s.online + 2 * closed for s in strings])
-    table.put_values(rows, prefix + "Evt1", [_events(s) for s in strings])
-    table.put_values(rows, prefix + "EvtVnd1", [(s.alarm_trip & 0x7FFF) << 16 | s.alarm_stop & 0xFFFF for s in strings])
-    table.put_values(rows, prefix + "EvtVnd2", [s.alarm_warn & 0xFFFF for s in strings])
+def _registers(data: bytes | bytearray) -> Registers:
+    return [*struct.unpack(f">{len(data) // 2}H", data)]
+
+
+def _summary(
+    table: _Table, registers: Registers, row: int, prefix: str, said: StringValues, closed: bool | None
+) -> None:
+    """What a string says of itself."""
+    for name, value in (
+        ("SoC", said.soc_pct),
+        ("SoH", said.soh_pct),
+        ("A", said.a),
+        ("St", nan if closed is None else said.online + 2 * closed),
+        ("Evt1", _events(said)),
+        ("EvtVnd1", (said.alarm_trip & 0x7FFF) << 16 | said.alarm_stop & 0xFFFF),
+        ("EvtVnd2", said.alarm_warn & 0xFFFF),
+    ):
+        table.put_value(registers, row, prefix + name, value)
 
 
 def _events(string: StringValues) -> int:

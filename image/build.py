@@ -249,7 +249,6 @@ NOT_IN_THE_IMAGE = (
     "usr/lib/python3*/idlelib", "usr/share/initramfs-tools", "etc/initramfs-tools", "usr/share/zoneinfo",
     "usr/share/bash-completion", "usr/share/zsh", "usr/share/grub/*.pf2", "usr/bin/perl*", "usr/lib/linux-image-*",
     "usr/lib/*/perl-base", "usr/share/perl5", "usr/sbin/grub-*", "usr/bin/grub-[!e]*",
-    *(f"usr/local/lib/python3*/dist-packages/numpy/{name}" for name in ("f2py", "_core/include", "_core/lib")),
 )  # fmt: skip
 """Needed by no process of the appliance; what is in /var is under the data partition's. linux-image-* has device trees,
 which UEFI brings itself."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from drivers.bench.control import POINTS, ControlDevice
 from drivers.bench.devices import BmsDevice, PcsDevice, alarm_bits, current_limits
@@ -106,7 +105,7 @@ def test_losses_are_the_same_for_every_run() -> None:
     assert all(len(f) in (0, 13) for f in fates[0])
 
 
-def cells(bms: BmsDevice, name: str, unit: int) -> NDArray[np.float64]:
+def cells(bms: BmsDevice, name: str, unit: int) -> list[float]:
     array = bms.profile.arrays[name]
     return array.decode(bms.read(unit, array.address, 6))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from drivers.profile import MAX_REGISTERS, Profile, ProfileError, load
+from drivers.profile import MAX_REGISTERS, Profile, ProfileError, cell_bits, load
 
 BMS, PCS = load("bms_2100"), load("pcs_bench")
 
@@ -81,13 +82,18 @@ def test_arrays_come_back_and_sentinels_are_nan() -> None:
 
 
 def test_balancing_bits_are_in_cell_order_16_a_register() -> None:
-    bits = np.zeros(300, np.bool_)
-    bits[[0, 17, 299]] = True
-    array = BMS.arrays["balancing"]
-    data = array.encode(bits)
+    data = BMS.arrays["balancing"].encode(cell in (0, 17, 299) for cell in range(300))
     assert len(data) == 2 * 19
     assert data[:4].hex() == "00010002"
-    assert array.decode_bits(data, 300).tolist() == bits.tolist()
+    assert cell_bits(data) == 1 << 0 | 1 << 17 | 1 << 299
+
+
+@pytest.mark.parametrize("sentinel", [-1, 0xFFFF])
+def test_a_sentinel_counts_with_its_sign_and_as_a_register(sentinel: int) -> None:
+    data = bytes.fromhex("ffff 0001 8000")
+    for name, known in (("cell_v", False), ("cell_c", True)):
+        array = replace(BMS.arrays[name], sentinels=[sentinel])
+        assert np.isnan(array.decode(data)).tolist() == [True, False, known], name
 
 
 def test_a_string_that_is_too_long_for_the_map_is_refused() -> None:

@@ -146,10 +146,10 @@ class BmsDevice(_Registers):
         name, array = self._arrays[start]
         rack, string = self.plant.rack, unit - self.profile.first_unit
         if name == "balancing":
-            return array.encode(rack.balancing[string].ravel())
+            return array.encode(rack.balancing[string].ravel().tolist())
         values = (self._cell_v() if name == "cell_v" else rack.cell_c())[string].ravel()
         values[: max(0, self.unmeasured[name] - string * values.size)] = np.nan
-        return array.encode(values)
+        return array.encode(values.tolist())
 
     def _cell_v(self) -> Array:
         return self.plant.rack.cell_v(self.plant.rack_a)

@@ -36,7 +36,7 @@ class Machine(NamedTuple):
 
     qemu: str
     machine: str
-    cpu: str  # emulated: what numpy's wheels ask for; a larger set is slower
+    cpu: str  # emulated: x86-64-v2; a larger set is slower
     code: Path
     variables: Path
 
