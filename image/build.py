@@ -38,8 +38,17 @@ NO_DRIVERS = [
     "drivers/gpu", "drivers/media", "drivers/infiniband", "drivers/staging", "drivers/isdn", "drivers/bluetooth",
     "drivers/nfc", "drivers/net/wireless", "drivers/net/can", "drivers/iio", "drivers/comedi", "drivers/video",
     "drivers/scsi", "drivers/target", "drivers/firewire", "drivers/input/touchscreen", "drivers/accel", "sound",
-    "net/bluetooth", "net/wireless", "net/mac80211", "net/sctp", "net/dccp", "net/tipc", "net/batman-adv", "fs/btrfs",
-    "fs/xfs", "fs/ocfs2", "fs/gfs2", "fs/f2fs", "fs/ceph", "fs/smb", "fs/nfs", "fs/nfsd", "fs/ntfs3", "fs/bcachefs",
+    "drivers/accessibility", "drivers/atm", "drivers/block/drbd", "drivers/md/bcache", "drivers/md/dm-vdo",
+    "drivers/message", "drivers/mtd", "drivers/net/wwan", "drivers/nvdimm", "drivers/nvme/target", "drivers/soundwire",
+    "drivers/usb/gadget",
+    *(f"drivers/net/ethernet/{server}" for server in (
+        "brocade", "cavium", "chelsio", "cisco", "emulex", "huawei", "mellanox", "netronome", "pensando", "qlogic",
+        "sfc",
+    )),
+    "net/atm", "net/bluetooth", "net/wireless", "net/mac80211", "net/sctp", "net/dccp", "net/tipc", "net/batman-adv",
+    "net/ceph", "net/ieee802154", "net/nfc", "net/openvswitch", "net/rds", "net/rxrpc", "net/smc", "net/sunrpc",
+    "fs/btrfs", "fs/xfs", "fs/ocfs2", "fs/gfs2", "fs/f2fs", "fs/ceph", "fs/smb", "fs/nfs", "fs/nfsd", "fs/ntfs3",
+    "fs/afs", "fs/dlm", "fs/bcachefs", "fs/hfsplus", "fs/jffs2", "fs/jfs", "fs/nilfs2", "fs/reiserfs", "fs/ubifs",
 ]  # fmt: skip
 KEEP_DRIVERS = {"drivers/scsi": ("scsi_mod", "sd_mod", "scsi_common")}
 

@@ -16,7 +16,7 @@ from statemachine.states import State
 from .plant import Row, await_modbus, rack, seed
 from .vm import HOST, LABEL, MIB, STICK, Vm, call, slowness
 
-MOST_RAM_MB, MOST_EXPOSED = 256, 2.0
+MOST_RAM_MB, MOST_EXPOSED, MOST_BUNDLE_MIB = 192, 2.0, 110
 SERVICES = ("guard", "controller", "sampler", "aggregator", "server", "historian", "clock")
 ON_BOARD = ("guard", "controller", "sampler")
 """They wait while the board's adapters are not there."""
@@ -235,6 +235,8 @@ CHECKS: tuple[Callable[[Vm], Row], ...] = (
 
 def smoke(disk: Path, work: Path) -> Iterator[Row]:
     """One boot, every check."""
+    bundle_mib = disk.with_name("update.raucb").stat().st_size / MIB
+    yield Row(f"update bundle at most {MOST_BUNDLE_MIB} MiB", bundle_mib <= MOST_BUNDLE_MIB, f"{bundle_mib:.1f} MiB")
     with rack(work) as bench, Vm(disk, work / "vm", seed(work / "seed", bench)) as vm:
         vm.start()
         took_s = await_modbus(vm)
