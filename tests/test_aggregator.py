@@ -255,6 +255,23 @@ def test_cells_of_another_scale_are_published_in_mv() -> None:
     assert wire_cells(polls, other)[:4].hex() == struct.pack(">HH", 3650, 3650).hex()
 
 
+@pytest.mark.parametrize("sentinel", [-1, 0xFFFF])
+def test_a_sentinel_of_temperatures_is_bad_and_published_as_not_measured(sentinel: int) -> None:
+    other = replace(BMS, arrays={**BMS.arrays, "cell_c": replace(BMS.arrays["cell_c"], sentinels=[sentinel])})
+    polls = string_polls(*even())
+    polls[0] = polls[0]._replace(cell_c=b"\xff\xff" + polls[0].cell_c[2:])
+    cells_c = wire_cells(polls, other)[2 * STRINGS * CELLS :]
+    assert cells_c[:4].hex() == "800000fa"
+    bms = reduce(polls, other, CELLS, 1)
+    assert (bms.cells_bad, bms.cell_c_min, bms.plausible) == (1, pytest.approx(25.0), False)
+
+
+def test_a_poll_that_lacks_a_temperature_is_not_plausible() -> None:
+    polls = string_polls(*even())
+    polls[3] = polls[3]._replace(cell_c=polls[3].cell_c[:-2])
+    assert not reduce(polls, BMS, CELLS, 1).plausible
+
+
 def test_a_heartbeat_that_stands_for_more_than_two_seconds_is_frozen() -> None:
     heart = Heartbeat()
     assert [heart.frozen(7, s) for s in (10.0, 12.0, 12.1)] == [False, False, True]

@@ -112,6 +112,13 @@ def test_a_string_that_is_too_long_for_the_map_is_refused() -> None:
         (('product = "PCS-BENCH"', ""), ["identity", "either vendor and product, or address and value"]),
         (('unit = "Hz"', 'units = "Hz"'), ["points.ac_hz.units", "Hz"]),
         (("scale = 0.001", "scale = 0"), ["points.ac_hz.scale", "0", "> 0"]),
+        (
+            (
+                "[heartbeats]",
+                '[arrays]\nx = { address = 1, type = "int16", sentinels = [65536], max_cells = 1 }\n[heartbeats]',
+            ),
+            ["arrays.x.sentinels", "65536", "<= 65535"],
+        ),
         (('kind = "pcs"', "kind = pcs"), ["Invalid value"]),
         (("[heartbeats]", "[line]\ntransactions = 17\n[heartbeats]"), ["line.transactions", "17", "<= 16"]),
         (
